@@ -1,0 +1,67 @@
+# kontextd: every job is a target here, and each sets .venv up first. A fresh machine needs Python >= 3.11 and make.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup edit serve test check bench test-gpu wheelhouse prove-offline
+
+VENV := .venv
+READY := $(VENV)/.ready
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# The first interpreter that is new enough and can make a virtual environment; 3.11 first: constraints.txt was tested on it.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& command -v $$python && break; done)
+# Two busy cores and spinning OpenMP threads turn 0.1 s of work into 7 s, so whatever is tested runs on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
+
+IMAGE ?= $(firstword $(wildcard models/kontextd_models/embedded/samples/*.jpg))
+PROMPT ?= make it black and white
+RESULT ?= out/edited.png
+WHEELHOUSE := dist/wheelhouse
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' Makefile
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "kontextd needs Python 3.11 or newer with venv and ensurepip;" \
+		"on Debian: apt-get install python3 python3-venv. Or name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt hatchling editables
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+setup: $(READY) ## make .venv with every version pinned
+
+edit: setup ## edit a bundled photo (IMAGE=..., PROMPT=..., RESULT=...)
+	@test -f "$(IMAGE)" || { echo "there is no photo at '$(IMAGE)': make edit IMAGE=photo.jpg" >&2; exit 1; }
+	@mkdir -p "$(dir $(RESULT))"
+	$(VENV)/bin/kontextd edit "$(IMAGE)" "$(PROMPT)" -o "$(RESULT)"
+	@echo "before: $(IMAGE)"
+	@echo "after:  $(RESULT)"
+
+serve: setup ## start the server (comes with the server; until then: make edit)
+	@echo "There is no server yet: this version is the engine and its command line. Try 'make edit'." >&2; exit 1
+
+test: setup ## run the tests that need no GPU
+	$(PYTEST) -m "not gpu" -n 2 --dist worksteal
+
+check: setup ## lint, formatting, strict types, Dockerfile, import direction, no pickle
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/hadolint Dockerfile.cuda
+	$(PYTEST) -q tests/test_repository.py
+
+bench: setup ## measure, into benchmarks/results/
+	@for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; done
+
+test-gpu: setup ## run the tests that need a CUDA device
+	@$(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+		echo "torch sees no CUDA device here, so every one of these tests would be skipped" >&2; exit 1; }
+	$(PYTEST) -m gpu
+
+wheelhouse: setup ## collect all wheels for an off-line install in dist/wheelhouse/
+	scripts/wheelhouse.sh $(VENV)/bin/python $(WHEELHOUSE)
+
+prove-offline: wheelhouse ## install from the wheelhouse and edit a photo, without network, as a plain user
+	scripts/prove_offline_install.sh $(WHEELHOUSE)
