@@ -1,0 +1,162 @@
+"""From a checked model folder to a pipeline on a device. Knows the loaders of both libraries; knows no requests.
+
+Always off-line: every loader is given a folder and told to look nowhere else. The classes are named here, not taken
+from the folder, and weights are safetensors, so nothing that lies in the folder is ever run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from kontextd_models import memory
+from kontextd_models.embedded import embedded_model_dir
+from kontextd_models.encode import Pipeline
+from kontextd_models.errors import InvalidValue, ModelError
+from kontextd_models.folder import ModelCard, check_folder
+from kontextd_models.limits import ModelLimits
+from kontextd_models.records import EngineConfig, MemoryMode
+
+log = logging.getLogger(__name__)
+
+# Any: the loaders of both libraries are untyped.
+_WITHOUT_WEIGHTS: Mapping[str, Any] = {
+    "scheduler": FlowMatchEulerDiscreteScheduler,
+    "tokenizer": CLIPTokenizer,
+    "tokenizer_2": T5Tokenizer,
+}
+_WITH_WEIGHTS: Mapping[str, Any] = {
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": T5EncoderModel,
+    "transformer": FluxTransformer2DModel,
+    "vae": AutoencoderKL,
+}
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline whose weights lie where `memory_mode` wants them, and what its folder says of it."""
+
+    pipeline: Pipeline
+    folder: Path
+    card: ModelCard
+    limits: ModelLimits  # the card's, under the operator's ceiling
+    device: torch.device
+    dtype: torch.dtype
+    memory_mode: MemoryMode
+    memory_reason: str
+
+
+def load_model(config: EngineConfig) -> LoadedModel:
+    """Check the folder, load it, and place its weights.
+
+    Raises `ModelError` naming the file at fault, and `InvalidValue` for a device, dtype or area that cannot be.
+    """
+    folder = check_folder(config.model or embedded_model_dir())
+    limits = _limits(folder.card.limits, config.max_area)
+    device = pick_device(config.device)
+    if device.type == "cpu" and config.device == "auto" and not folder.card.demonstration:
+        log.warning("torch sees no GPU: %s will run on the CPU, which is slow. Try `kontextd doctor`.", folder.path)
+    dtype = pick_dtype(config.dtype, device)
+    sizes = memory.sizes_of(folder, dtype.itemsize, limits.max_area)
+    free, is_cuda = memory.free_bytes(device), device.type == "cuda"
+    mode, reason = memory.choose(free, sizes, is_cuda, config.memory_mode)
+    as_asked = config.memory_mode in (MemoryMode.AUTO, mode) and (not is_cuda or memory.needs(sizes)[mode] <= free)
+    level = logging.INFO if as_asked else logging.WARNING
+    log.log(level, "%s on %s in %s: memory mode %s, %s", folder.card.name, device, dtype, mode.value, reason)
+    pipeline = load_pipeline(folder.path, dtype)
+    memory.place(pipeline, mode, device)
+    return LoadedModel(pipeline, folder.path, folder.card, limits, device, dtype, mode, reason)
+
+
+def load_pipeline(path: Path, dtype: torch.dtype) -> Pipeline:
+    """The pipeline of a checked folder, in host memory. Raises `ModelError`."""
+    with _quiet():
+        from diffusers import FluxKontextPipeline  # it speaks on import, of optional packages
+
+        parts = {name: _load_part(kind, path / name) for name, kind in _WITHOUT_WEIGHTS.items()}
+        parts |= {name: _load_weights(kind, path / name, dtype) for name, kind in _WITH_WEIGHTS.items()}
+        return FluxKontextPipeline(**parts)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first CUDA device, or the CPU where there is none."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidValue(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N.", field="device") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InvalidValue(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N.", field="device")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InvalidValue(f"device is {name!r}, but {count} CUDA devices are visible. Try cpu.", field="device")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of that name; "auto" is bfloat16 on CUDA and float32 on the CPU, where it is nine times faster."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise InvalidValue(f"dtype is {name!r}; it must be auto, {' or '.join(_DTYPES)}.", field="dtype")
+    return _DTYPES[name]
+
+
+def _limits(limits: ModelLimits, max_area: int | None) -> ModelLimits:
+    if max_area is None:
+        return limits
+    try:
+        return replace(limits, max_area=max_area)
+    except ValueError as error:
+        raise InvalidValue(str(error), field="max_area") from error
+
+
+def _load_part(kind: Any, folder: Path) -> Any:  # Any: the loaders are untyped
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # from OSError to what the Rust tokenizers raise: they promise no set of classes
+        raise ModelError(f"{folder} cannot be loaded: {error}. Copy it again.") from error
+
+
+def _load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:  # Any: the loaders are untyped
+    try:
+        module, info = kind.from_pretrained(
+            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # a wrong shape is a RuntimeError, a wrong setting a TypeError, and so on
+        raise ModelError(f"{folder} cannot be loaded: {error}. Copy it again.") from error
+    missing = sorted(info["missing_keys"])
+    if missing:  # both libraries would go on with random numbers in their place
+        raise ModelError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} for one. Copy the weights again.")
+    unused = sorted(info["unexpected_keys"])
+    if unused:
+        log.warning("%s: %d tensors are not used, %s for one", folder, len(unused), unused[0])
+    return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and none of transformers' remarks on packages that are not installed, while a model loads."""
+    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,133 @@
+"""The plain records that go in and out of the engine door. Knows no torch, no HTTP, no job ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from kontextd_models.intake import Intake
+    from kontextd_models.resolution import SizePlan
+
+
+class Acceleration(StrEnum):
+    """Names of the presets, as on the wire."""
+
+    NONE = "none"
+    REGULAR = "regular"
+    HIGH = "high"
+
+
+class ResolutionMode(StrEnum):
+    """How the output size follows from the input, as on the wire."""
+
+    AUTO = "auto"
+    MATCH_INPUT = "match_input"
+    R1_1 = "1:1"
+    R16_9 = "16:9"
+    R21_9 = "21:9"
+    R3_2 = "3:2"
+    R2_3 = "2:3"
+    R4_5 = "4:5"
+    R5_4 = "5:4"
+    R3_4 = "3:4"
+    R4_3 = "4:3"
+    R9_16 = "9:16"
+    R9_21 = "9:21"
+
+
+class MemoryMode(StrEnum):
+    """Where the weights live while an edit runs."""
+
+    AUTO = "auto"
+    RESIDENT = "resident"  # everything on the device
+    ENCODERS_OFF = "encoders_off"  # text encoders go back to host memory after encoding
+    GROUP_OFFLOAD = "group_offload"  # transformer blocks stream through the device in groups
+    SEQUENTIAL = "sequential"  # one leaf module at a time
+
+
+@dataclass(frozen=True)
+class LoraWeight:
+    """A LoRA file on the local disk and the factor its delta is multiplied by."""
+
+    path: Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """What checks images. `checkers` holds "embedded" or paths of model folders; all of them run, one flag is enough.
+
+    `threshold` is the probability from which the embedded classifier flags an image: 2 of 732 safe photos score
+    above 0.5, 1 above 0.8. A checker that does not answer within `time_limit_s` fails the edit.
+    """
+
+    checkers: tuple[str, ...] = ("embedded",)
+    threshold: float = 0.8
+    check_inputs: bool = False
+    forced: bool = False  # a request cannot switch the checker off
+    time_limit_s: float = 60.0  # a busy CPU takes a second for four images
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine is loaded. `model` is a diffusers folder; None is the embedded demonstration model."""
+
+    model: Path | None = None
+    device: str = "auto"  # "auto", "cpu", "cuda", "cuda:1"
+    dtype: str = "auto"  # "auto" (bfloat16 on CUDA, float32 on the CPU), "bfloat16", "float32"
+    memory_mode: MemoryMode = MemoryMode.AUTO
+    max_area: int | None = None  # pixels; None: the model's own ceiling
+    prompt_cache_bytes: int = 256 * 2**20
+    reference_cache_bytes: int = 256 * 2**20
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One edit. `image` is what `kontextd_models.intake.open_image` makes of bytes, or any PIL image.
+
+    `seed` None draws one below 2**53 (a JavaScript client rounds larger ones). Image i of n has the seed `seed + i`
+    and equals, to the bit, the single edit with that seed. `preview_interval` counts steps; 0 makes no previews.
+    """
+
+    image: Image.Image | Intake
+    prompt: str
+    num_inference_steps: int = 30
+    seed: int | None = None
+    guidance_scale: float = 2.5
+    num_images: int = 1
+    resolution_mode: ResolutionMode = ResolutionMode.MATCH_INPUT
+    loras: tuple[LoraWeight, ...] = ()
+    acceleration: Acceleration = Acceleration.NONE
+    enable_safety_checker: bool = True
+    preview_interval: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoise step is done. `index` runs from 1 to `total` over all images of the request."""
+
+    index: int
+    total: int
+    elapsed_s: float  # since the first step began
+    image_index: int = 0
+    preview: Image.Image | None = None  # RGB, long side ≤ 256 px, already safety-checked
+
+
+@dataclass(frozen=True)
+class Done:
+    """The result. `timings`: seconds by stage, encode_prompt, encode_image, merge, denoise, decode, safety, total."""
+
+    images: tuple[Image.Image, ...]
+    seeds: tuple[int, ...]
+    has_nsfw_concepts: tuple[bool, ...]
+    timings: Mapping[str, float]
+    cache_hits: Mapping[str, bool]  # "prompt", "reference"
+    size: SizePlan
+    warnings: tuple[str, ...] = ()  # e.g. a prompt cut at the encoder's limit
