@@ -1,0 +1,1 @@
+"""The server and command line of kontextd. Never imports torch, except through `kontextd_models.load_engine`."""

@@ -1,0 +1,316 @@
+"""`kontextd` as a user meets it: what it writes, what it prints, how it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kontextd_models import LoraWeight
+from kontextd_models.probe import versions
+from kontextd_server.cli import main
+from kontextd_server.cli_edit import parse_lora
+from PIL import Image
+
+STEPS = ["--steps", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KONTEXTD_MODEL", str(tiny_folder))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        image.load()
+        return image.size
+
+
+def test_an_edit_writes_the_picture_and_says_where_it_lies(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = picture.with_name("out.jpg")
+    assert main(["edit", str(picture), "make it sepia", "-o", str(out), "--seed", "7", *STEPS]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] == f"{out}  80x64  seed 7"
+    assert "denoise" in shown.out
+    assert "step 2/2" in shown.err
+    assert size_of(out) == (80, 64)
+
+
+def test_json_is_one_object_with_all_there_is_to_know(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["edit", str(picture), "make it sepia", "--num-images", "2", "--seed", "7", "--json", *STEPS]
+    assert main(arguments) == 0
+    shown = capsys.readouterr()
+    result = json.loads(shown.out)
+    assert [row["seed"] for row in result["images"]] == [7, 8]
+    assert [row["has_nsfw_concepts"] for row in result["images"]] == [False, False]
+    assert [Path(row["path"]).name for row in result["images"]] == ["photo.edited-0.png", "photo.edited-1.png"]
+    assert [size_of(Path(row["path"])) for row in result["images"]] == [(80, 64)] * 2
+    assert result["timings"]["total"] > 0
+    assert result["cache_hits"] == {"prompt": False, "reference": False}
+    assert (result["size"]["width"], result["size"]["height"]) == (80, 64)
+    assert result["model"]["name"] == "tiny random model"
+    assert "step" not in shown.err
+
+
+def test_the_same_seed_gives_the_same_file_and_an_old_one_is_replaced(picture: Path) -> None:
+    out = picture.with_name("out.png")
+    written = []
+    for seed in ("3", "3", "4"):
+        assert main(["edit", str(picture), "make it sepia", "-o", str(out), "--seed", seed, *STEPS]) == 0
+        written.append(out.read_bytes())
+    assert written[0] == written[1] != written[2]
+
+
+def test_every_option_reaches_the_engine(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def edited(*options: str) -> tuple[bytes, dict[str, object]]:
+        assert main(["edit", str(picture), "x", "--seed", "1", "--json", *options]) == 0
+        return picture.with_name("photo.edited.png").read_bytes(), json.loads(capsys.readouterr().out)
+
+    plain, _ = edited(*STEPS)
+    assert edited("--steps", "3")[0] != plain
+    assert edited("--guidance", "5", *STEPS)[0] != plain
+    assert edited("--resolution", "1:1", *STEPS)[1]["size"]["width"] == 64
+    assert edited("--no-safety", *STEPS)[1]["timings"]["safety"] < 1e-3
+
+
+def test_a_flagged_picture_is_black_and_said_to_be(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KONTEXTD_SAFETY_THRESHOLD", "0")
+    assert main(["edit", str(picture), "make it sepia", *STEPS]) == 0
+    assert "flagged by the safety checker" in capsys.readouterr().out
+    with Image.open(picture.with_name("photo.edited.png")) as image:
+        assert not np.asarray(image).any()
+
+
+def test_previews_are_written_where_asked(picture: Path) -> None:
+    folder = picture.parent / "a" / "previews"
+    arguments = [
+        "edit",
+        str(picture),
+        "x",
+        "--preview",
+        str(folder),
+        "--num-images",
+        "2",
+        "--no-safety",
+        "--steps",
+        "3",
+    ]
+    assert main(arguments) == 0
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [f"image-{image}-step-0{step}.png" for image in (0, 1) for step in (1, 2, 3)]
+    assert max(size_of(folder / names[0])) <= 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{folder}/nowhere.png", "x"], "nowhere.png is no file; check the path."),
+        (["{photo}", "x", "-o", "{photo}"], "is the input itself"),
+        (["{photo}", "x", "-o", "{folder}/out.gif"], "name it .png, .jpg or .jpeg"),
+        (["{photo}", "x", "-o", "{folder}/nowhere/out.png"], "does not exist; make it first"),
+        (["{photo}", "x", "--steps", "99"], "--steps is 99; it must be a whole number from 1 to 50."),
+        (["{photo}", "x", "--seed", "-1"], "--seed is -1; it must be a whole number from 0 to"),
+        (["{photo}", "x", "--guidance", "nan"], "--guidance is nan; it must be a number"),
+        (["{photo}", "x", "--num-images", "5"], "--num-images is 5; it must be a whole number from 1 to 4."),
+        (["{photo}", "x", "--num-images", "0"], "--num-images is 0;"),
+        (["{photo}", "x", "--acceleration", "high"], "--acceleration is 'high'; this version has the presets: none."),
+        (["{photo}", "x", "--lora", "{photo}:0.5"], "--lora holds 1; this version cannot merge any."),
+        (["{photo}", "x", "--lora", "nowhere.safetensors"], "there is no such file; give PATH or PATH:SCALE."),
+        (["{photo}", "x", "--device", "tpu"], "device is 'tpu'; it must be auto, cpu"),
+        (["{photo}", "x", "--model", "{folder}/nowhere"], "is not a folder."),
+        (["{text}", "x"], "the file is text, not an image."),
+        (["{text}", "x", "--preview", "{photo}"], "cannot be made a folder"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_remedy_and_ends_with_2(
+    picture: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    text = picture.with_name("notes.txt")
+    text.write_text("not a picture, just words\n" * 10)
+    before = {path: path.read_bytes() for path in picture.parent.iterdir()}
+    filled = [part.format(photo=picture, folder=picture.parent, text=text) for part in arguments]
+    assert main(["edit", *filled]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = shown.err.splitlines()
+    assert line.startswith("kontextd: ")
+    assert said in line
+    assert {path: path.read_bytes() for path in picture.parent.iterdir()} == before
+
+
+def test_a_mistyped_setting_ends_with_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KONTEXTD_DEVIEC", "cpu")
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == "kontextd: KONTEXTD_DEVIEC is no setting; did you mean KONTEXTD_DEVICE?\n"
+
+
+def test_a_safety_checker_that_cannot_answer_ends_with_1_and_no_picture(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KONTEXTD_SAFETY_TIME_LIMIT_S", "1e-9")
+    assert main(["edit", str(picture), "x", *STEPS]) == 1
+    assert "No image is handed out unchecked." in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in picture.parent.iterdir()] == ["photo.png"]
+
+
+def test_a_full_disk_ends_with_1_and_is_named(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _: bytes) -> None:
+        path.write_text("half a picture")
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert main(["edit", str(picture), "x", "--no-safety", *STEPS]) == 1
+    assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in picture.parent.iterdir()] == ["photo.png"]
+
+
+def test_a_traceback_is_shown_only_where_it_is_asked_for(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["edit", str(picture), "x", "--steps", "99"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setenv("KONTEXTD_DEBUG", "1")
+    assert main(["edit", str(picture), "x", "--steps", "99"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_file(picture: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "kontextd_server.cli",
+        "edit",
+        str(picture),
+        "x",
+        "--steps",
+        "50",
+        "--num-images",
+        "4",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while "step" not in process.stderr.readline():  # the first fifth of the steps is done
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "kontextd: interrupted."
+    assert "Traceback" not in err
+    assert [path.name for path in picture.parent.iterdir()] == ["photo.png"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["edit", "--help"], ["info", "--help"], ["verify", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from kontextd_server.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'PIL', 'numpy', 'onnxruntime'} & sys.modules.keys()\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.stderr == "[]\n"
+    assert "usage: kontextd" in ran.stdout
+
+
+def test_an_unknown_option_and_no_command_at_all_end_with_2() -> None:
+    for arguments in (["edit", "--nonsense"], []):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+
+
+def test_info_says_what_was_chosen_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("tiny random model", "cpu, float32", "resident: on the CPU", "1024 to 16384 pixels", "diffusers 0.42"):
+        assert part in shown
+    assert main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"]["memory_mode"] == "resident"
+    assert found["versions"]["diffusers"].startswith("0.42")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_error_of_ours(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "kontextd_server.cli", "info"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    try:
+        ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        os.close(writer)
+    assert (ran.returncode, ran.stderr) == (1, "")
+
+
+def test_doctor_records_sums_and_then_compares_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import tiny
+
+    folder = str(tiny.build(tmp_path / "model"))
+    assert main(["doctor", "--model", folder, "--record"]) == 0
+    assert "files have the sums they should" in capsys.readouterr().out
+    weights = tmp_path / "model/vae/diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert main(["doctor", "--model", folder, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["passed"] is False
+    (wrong,) = [row for row in report["checks"] if row["passed"] is False]
+    assert wrong["name"] == "hashes"
+    assert wrong["figures"]["wrong"] == ["vae/diffusion_pytorch_model.safetensors"]
+
+
+def test_verify_writes_its_report_even_where_a_proof_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report.json"
+    assert main(["verify", "--out", str(out)]) == 1  # random weights cannot give a photo back where it was
+    report = json.loads(out.read_text())
+    assert [row["name"] for row in report["checks"] if row["passed"] is False] == ["alignment"]
+    assert (report["passed"], report["versions"]["torch"].startswith("2.")) == (False, True)
+    assert report["seconds"] > 0
+    shown = capsys.readouterr().out
+    assert "FAILED  alignment" in shown
+    assert f"report: {out}" in shown
+
+
+def test_verify_refuses_a_report_it_could_not_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--out", str(tmp_path / "nowhere/report.json")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_lora_is_a_path_and_a_scale(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "a.safetensors", tmp_path / "a:2"
+    plain.touch()
+    odd.touch()
+    assert parse_lora(str(plain)) == LoraWeight(plain, 1.0)
+    assert parse_lora(f"{plain}:0.5") == LoraWeight(plain, 0.5)
+    assert parse_lora(f"{plain}:-1") == LoraWeight(plain, -1.0)
+    assert parse_lora(str(odd)) == LoraWeight(odd, 1.0)
+    assert parse_lora(f"{odd}:3") == LoraWeight(odd, 3.0)
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out.split() == ["kontextd", *versions()["kontextd"].split()]
