@@ -1,0 +1,79 @@
+"""The middleware, with an application of five lines behind it."""
+
+from __future__ import annotations
+
+import pytest
+from kontextd_server.wire.addresses import AddressSettings
+from kontextd_server.wire.endpoints import Action
+from kontextd_server.wire.hosts import Role
+from kontextd_server.wire.request_ids import RequestIds
+from kontextd_server.wire.virtual_hosts import VirtualHosts, context_of
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+LORA = "/fal-ai/flux-kontext-lora"
+
+
+async def echo(request: Request) -> JSONResponse:
+    found = context_of(request)
+    action = found.call.action if found.call else None
+    return JSONResponse({"path": request.url.path, "role": found.role, "action": action, "bases": vars(found.bases)})
+
+
+@pytest.fixture
+def client() -> TestClient:
+    app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST", "PUT"])])
+    return TestClient(RequestIds(VirtualHosts(app, AddressSettings())))
+
+
+@pytest.mark.parametrize(
+    ("url", "path", "role", "action"),
+    [
+        (f"https://fal.run{LORA}/", LORA, Role.RUN, Action.RUN),
+        (f"https://queue.fal.run{LORA}", f"/queue{LORA}", Role.QUEUE, Action.SUBMIT),
+        (f"http://box/queue{LORA}/requests/r1/response", f"/queue{LORA}/requests/r1", Role.QUEUE, Action.RESULT),
+        (
+            f"https://queue.fal.run{LORA}/requests/r1/status",
+            f"/queue{LORA}/requests/r1/status",
+            Role.QUEUE,
+            Action.STATUS,
+        ),
+        ("https://rest.fal.ai/tokens/", "/rest/tokens/", Role.REST, None),
+        ("https://v3.fal.media/files/a%20b.png", "/files/a b.png", Role.FILES, None),
+        ("http://box/health", "/health", Role.OWN, None),
+    ],
+)
+def test_every_way_to_write_a_call_is_one_path(
+    client: TestClient, url: str, path: str, role: Role, action: Action | None
+) -> None:
+    told = client.get(url).json()
+    assert (told["path"], told["role"], told["action"]) == (path, role, action)
+
+
+def test_urls_are_rendered_for_the_reader(client: TestClient) -> None:
+    assert client.get(f"https://queue.fal.run{LORA}").json()["bases"]["files"] == "https://v3.fal.media"
+    assert client.get("http://box:8000/health").json()["bases"]["files"] == "http://box:8000"
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "status", "error_type"),
+    [
+        ("https://fal.run/acme/foo", None, 404, "not_found"),
+        (f"https://queue.fal.run{LORA}/requests/a%00b/status", None, 404, "not_found"),
+        ("https://v3.fal.media/elsewhere", None, 404, "not_found"),
+        ("http://box/health", "a b", 400, "bad_request"),
+    ],
+)
+def test_what_leads_nowhere_is_answered_here(
+    client: TestClient, url: str, host: str | None, status: int, error_type: str
+) -> None:
+    response = client.get(url, headers={"host": host} if host else {})
+    assert (response.status_code, response.json()["error_type"]) == (status, error_type)
+    assert response.headers["x-fal-request-id"]
+
+
+def test_an_unknown_endpoint_is_told_which_exist(client: TestClient) -> None:
+    assert "fal-ai/flux-kontext-lora" in client.post("https://fal.run/fal-ai/flux-pro", json={}).json()["detail"]
