@@ -1,0 +1,172 @@
+"""The one way to an input: which source answers, and what each does with what it should not give."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+import time
+from dataclasses import replace
+
+import pytest
+from kontextd_models.errors import ImageLoadError
+from kontextd_server.fetch import FetchConfig, Purpose, Source
+from kontextd_server.fetch.errors import (
+    AddressDenied,
+    FetchError,
+    InputTooLarge,
+    InvalidDataUri,
+    InvalidReference,
+    NotMirrored,
+    NotWeights,
+    OwnFileGone,
+)
+from kontextd_server.files import Label
+from loopback import Bench, Origin
+
+OURS = "http://ours.test/files/"
+
+
+@pytest.fixture
+def offline(bench: Bench) -> Bench:
+    bench.config = replace(bench.config, offline=True)
+    return bench
+
+
+def test_a_data_uri_is_an_image(offline: Bench, png: bytes) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(png).decode()
+    fetched = offline.fetcher().fetch(uri, Purpose.IMAGE, offline.into())
+    assert fetched.path.read_bytes() == png
+    assert (fetched.source, fetched.content_type) == (Source.DATA_URI, "image/png")
+    assert (fetched.sha256, fetched.size_bytes) == (hashlib.sha256(png).hexdigest(), len(png))
+
+
+def test_a_data_uri_has_the_limits_of_a_download(bench: Bench) -> None:
+    bench.set(max_bytes=10)
+    with pytest.raises(InputTooLarge):
+        bench.image("data:;base64," + "A" * 1000)
+    with pytest.raises(ImageLoadError, match="the data URI: the file is an HTML page"):
+        bench.image("data:,<html>")
+    with pytest.raises(InvalidDataUri):
+        bench.image("data:;base64,???")
+
+
+def test_a_file_of_ours_is_read_without_http(offline: Bench, png: bytes) -> None:
+    stored = offline.files.put([png], Label("a.png", "image/png"))
+    fetched = offline.fetcher().fetch(OURS + stored.key, Purpose.IMAGE, offline.into())
+    assert fetched.path.read_bytes() == png
+    assert (fetched.source, fetched.content_type, fetched.sha256) == (Source.OWN_FILE, "image/png", stored.sha256)
+    assert offline.names.asked == []
+
+
+@pytest.mark.parametrize("key", ["a" * 26 + "-x.png", "../../etc/passwd", ""])
+def test_a_file_of_ours_that_is_gone_is_said_so(bench: Bench, key: str) -> None:
+    with pytest.raises(OwnFileGone, match="Upload it again"):
+        bench.image(OURS + key)
+
+
+def test_a_file_of_ours_has_the_limits_of_a_download(bench: Bench, png: bytes) -> None:
+    page = bench.files.put([b"<html>"], Label("a.safetensors"))
+    with pytest.raises(NotWeights, match="an HTML page"):
+        bench.lora(OURS + page.key)
+    large = bench.files.put([png + bytes(2**20)], Label("a.png"))
+    with pytest.raises(InputTooLarge, match="1048576"):
+        bench.image(OURS + large.key)
+
+
+def test_the_mirror_answers_before_the_network(bench: Bench, origin: Origin, png: bytes) -> None:
+    (bench.folder / "a.png").write_bytes(png)
+    url = origin.url("/a.png?v=1")
+    bench.mirror.add(url, bench.folder / "a.png")
+    fetched = bench.fetcher().fetch(f" {url} ", Purpose.IMAGE, bench.into())
+    assert fetched.path.read_bytes() == png
+    assert (fetched.source, fetched.sha256) == (Source.MIRROR, hashlib.sha256(png).hexdigest())
+    assert origin.asked == []
+    origin.routes["/a.png"] = lambda x: x.answer(png)
+    bench.image(origin.url("/a.png?v=2"))  # another URL
+    assert len(origin.asked) == 1
+
+
+def test_the_mirror_serves_hub_ids_and_denied_addresses(offline: Bench, safetensors: bytes) -> None:
+    (offline.folder / "w").write_bytes(safetensors)
+    for reference in ("owner/name", "owner/name/style.safetensors", "http://10.0.0.1/x.safetensors"):
+        offline.mirror.add(reference, offline.folder / "w")
+        assert offline.lora(reference) == safetensors
+
+
+@pytest.mark.parametrize(
+    "reference", ["https://a.test/x.safetensors?sig='1'&b=2", "owner/name", "http://10.0.0.1/", "no url at all", ""]
+)
+def test_a_miss_off_line_names_url_and_command_at_once(offline: Bench, reference: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(NotMirrored) as caught:
+        offline.lora(reference)
+    assert time.monotonic() - began < 1
+    assert reference in str(caught.value)
+    assert f"kontextd mirror add {shlex.quote(reference)} FILE" in str(caught.value)
+    assert [note.url for note in offline.mirror.missing()] == [reference]
+    assert offline.names.asked == []
+
+
+def test_on_line_a_miss_is_no_note(bench: Bench, origin: Origin, png: bytes) -> None:
+    origin.routes["/x"] = lambda x: x.answer(png)
+    bench.image(origin.url("/x"))
+    assert bench.mirror.missing() == []
+
+
+def test_what_lies_in_the_mirror_must_be_what_it_is_used_as(offline: Bench) -> None:
+    (offline.folder / "page").write_bytes(b"<!doctype html>")
+    offline.mirror.add("https://a.test/x", offline.folder / "page")
+    with pytest.raises(NotWeights, match="an HTML page"):
+        offline.lora("https://a.test/x")
+    with pytest.raises(ImageLoadError, match="an HTML page"):
+        offline.image("https://a.test/x")
+
+
+def test_a_hub_id_is_a_file_of_the_hub(bench: Bench, origin: Origin, safetensors: bytes) -> None:
+    bench.config = replace(bench.config, hub=origin.url(""))
+    for path in (
+        "/owner/name/resolve/main/pytorch_lora_weights.safetensors",
+        "/o.w/n-1/resolve/main/sub/x.safetensors",
+    ):
+        origin.routes[path] = lambda x: x.answer(safetensors)
+    assert bench.lora("owner/name") == bench.lora("o.w/n-1/sub/x.safetensors") == safetensors
+    with pytest.raises(InvalidReference):
+        bench.image("owner/name")
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["", "photo.png", "/etc/passwd", "../x", "owner/name/../../x", "file:///etc/passwd", "ftp://a.test/x", "C:\\x.png",
+     "blob:http://a.test/1", "owner/na me", "a" * 10_000],
+)  # fmt: skip
+def test_what_names_nothing_is_refused(bench: Bench, reference: str) -> None:
+    for purpose in (Purpose.IMAGE, Purpose.LORA):
+        with pytest.raises(InvalidReference):
+            bench.fetcher().fetch(reference, purpose, bench.into())
+
+
+def test_a_denied_address_names_address_purpose_and_setting(bench: Bench) -> None:
+    bench.names.answers["nas.studio.lan"] = [["10.0.0.5"]]
+    with pytest.raises(AddressDenied) as caught:
+        bench.image("http://nas.studio.lan/photo.png")
+    told = str(caught.value)
+    assert "nas.studio.lan" in told
+    assert "10.0.0.5" in told
+    assert "'image'" in told
+    assert "KONTEXTD_FETCH_ALLOW_IMAGE" in told
+
+
+def test_errors_of_fetching_are_one_tree() -> None:
+    from kontextd_models.errors import KontextdError
+    from kontextd_server.fetch import errors
+
+    classes = [each for each in vars(errors).values() if isinstance(each, type) and each is not KontextdError]
+    assert all(issubclass(each, FetchError) for each in classes)
+    for each in classes:
+        assert f" {each.__name__} " in f"{errors.__doc__} ".replace("\n", " ")
+
+
+def test_a_ca_bundle_that_is_not_there_is_said_at_the_start(bench: Bench) -> None:
+    with pytest.raises(ValueError, match="holds certificates in PEM"):
+        FetchConfig(cache=bench.folder, ca_bundle=bench.folder / "nowhere.pem")
