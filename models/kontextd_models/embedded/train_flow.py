@@ -9,6 +9,7 @@ stretch uses full grids.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from kontextd_models.embedded.train_text import Prompt, Reader, draw
 from kontextd_models.embedded.train_vae import started
 from kontextd_models.embedded.wordings import known_prompts
 
-_SCHEDULE = Schedule(steps=5200, learning_rate=1.2e-3, warm_up=0.04, average=0.9985)
+_SCHEDULE = Schedule(steps=6000, learning_rate=1.2e-3, warm_up=0.04, average=0.9985)
 _POOL = 12_000  # prompts
 _FULL_FROM = 0.72  # share of the steps after which full grids join in
 
@@ -93,21 +94,29 @@ def _noise_levels(count: int, device: torch.device) -> Tensor:
     return levels.to(device)
 
 
-def _pick(by_kind: dict[str, list[int]], rng: random.Random) -> int:
-    """A prompt of the pool: flips and local edits, which need the most practice, more often than they stand in it."""
-    (kind,) = rng.choices(tuple(by_kind), (30, 30, 12, 6, 12, 10))
-    return rng.choice(by_kind[kind])
+# How often a kind of prompt is practised; any other instruction counts 1. What turns or negates the reference, or needs
+# to know where the picture ends, is learned last.
+_PRACTICE = {"invert": 4, "posterize": 3, "flip horizontally": 6, "turn upside down": 6, "red circle": 3}
+_JOINED, _OTHER = 5, 3
 
 
-def _by_kind(prompts: list[Prompt]) -> dict[str, list[int]]:
-    by_kind: dict[str, list[int]] = {kind: [] for kind in ("colour", "flip", "local", "random", "joined", "other")}
+def _pick(by_subject: Mapping[str, list[int]], rng: random.Random) -> int:
+    """A prompt of the pool: first what it is about, then its words."""
+    (subject,) = rng.choices(tuple(by_subject), [_PRACTICE.get(each, 1) for each in by_subject])
+    return rng.choice(by_subject[subject])
+
+
+def _by_subject(prompts: list[Prompt]) -> dict[str, list[int]]:
+    """Indices of the prompts by instruction, with "joined" and "other" once for each share they have."""
+    by_subject: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         first, second = prompt.classes
         if first == edits.IDENTITY:
-            by_kind["other"].append(index)
+            subject = f"other {index % _OTHER}"
         else:
-            by_kind["joined" if second != edits.IDENTITY else edits.EDITS[first].kind].append(index)
-    return by_kind
+            subject = f"joined {index % _JOINED}" if second != edits.IDENTITY else edits.NAMES[first]
+        by_subject.setdefault(subject, []).append(index)
+    return by_subject
 
 
 class Batches:
@@ -117,7 +126,7 @@ class Batches:
     def __init__(self, photos: Photos, pool: TextPool, vae: architecture.Vae, device: torch.device) -> None:
         self.photos, self.pool, self.device = photos, pool, device
         self.encoder = BlockEncoder.of(vae)
-        self.by_kind = _by_kind(pool.prompts)
+        self.by_subject = _by_subject(pool.prompts)
         rng = random.Random(2)
         sample = torch.stack([photos.crop(64, 64, rng) for _ in range(256)])
         # The encoder divides each channel by the root of its deviation: a latent error of a channel counts in pixels
@@ -128,7 +137,7 @@ class Batches:
     @torch.no_grad()
     def draw(self, rows: int, columns: int, count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(target tokens, reference tokens, T5 embeddings, CLIP embeddings) of `count` pairs."""
-        chosen = [_pick(self.by_kind, rng) for _ in range(count)]
+        chosen = [_pick(self.by_subject, rng) for _ in range(count)]
         before = [self.photos.crop(16 * rows, 16 * columns, rng) for _ in chosen]
         after = [
             edits.apply(picture, self.pool.prompts[index].classes, rng)
