@@ -1,0 +1,27 @@
+"""What can go wrong with the store. Knows no SQL: callers catch these and never SQLAlchemy's.
+
+    StoreError
+    ├── StoreUnavailable      the database does not answer, is locked or full: try again later
+    ├── SchemaMismatch        the database was made by another version of kontextd
+    └── UnsupportedDatabase   the URL is of no kind that the store can use
+
+A transition that finds the job in another state is no error: it is the method's answer.
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """Base of all errors of the store."""
+
+
+class StoreUnavailable(StoreError):
+    """The database did not carry the call out, or the answer was lost: the change may or may not have been made."""
+
+
+class SchemaMismatch(StoreError):
+    """The tables are not those that this version knows; the message says what to do."""
+
+
+class UnsupportedDatabase(StoreError):
+    """The database URL names no database that the store can use; the message says which it can."""

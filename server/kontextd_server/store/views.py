@@ -1,0 +1,163 @@
+"""Jobs as they are read: status, place in the queue, log, result, lists. Knows SQL; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import sqlalchemy as sa
+
+from kontextd_server.store.database import Database
+from kontextd_server.store.policy import Policy
+from kontextd_server.store.records import (
+    Gauges,
+    Job,
+    JobFilter,
+    JobState,
+    LogLine,
+    Preview,
+    Priority,
+    Result,
+    WebhookState,
+)
+from kontextd_server.store.settle import Row
+from kontextd_server.store.tables import BodyKind, bodies, events, jobs, webhooks, workers
+
+_COLUMNS = tuple(jobs.c[field.name] for field in fields(Job) if field.name != "queue_position")
+_BATCH = 1000  # log lines a reader gets at once
+_waiting, _listed, _ended = jobs.alias("waiting"), jobs.alias("listed"), jobs.alias("ended")
+
+
+def _before(priority: sa.ColumnElement[int], job_id: sa.ColumnElement[int]) -> sa.Select[int]:
+    return sa.select(sa.func.count()).where(
+        _waiting.c.state == JobState.IN_QUEUE,
+        sa.tuple_(_waiting.c.priority, _waiting.c.id) < sa.tuple_(priority, job_id),
+    )
+
+
+# How many jobs are to be run before one of this `place` and `number`, were there no preference for warm LoRA sets.
+BEFORE_IN_QUEUE = _before(sa.bindparam("place", type_=sa.Integer), sa.bindparam("number", type_=sa.BigInteger))
+_POSITION = sa.case(
+    (jobs.c.state == JobState.IN_QUEUE, _before(jobs.c.priority, jobs.c.id).scalar_subquery()), else_=None
+).label("queue_position")
+_JOB = sa.select(*_COLUMNS, _POSITION)
+# Built once, because clients poll: to build them takes longer than to run them.
+_STATUS = _JOB.where(jobs.c.request_id == sa.bindparam("wanted"))
+_RESULT = _STATUS.add_columns(bodies.c.body, bodies.c.expires_at).outerjoin(
+    bodies, sa.and_(bodies.c.job_id == jobs.c.id, bodies.c.kind == BodyKind.RESULT)
+)
+
+
+class Views:
+    """What clients poll is an index look-up, however long the past; lists may take longer."""
+
+    def __init__(self, database: Database, policy: Policy, clock: Callable[[], float]) -> None:
+        self._database, self._policy, self._clock = database, policy, clock
+
+    def status(self, request_id: str) -> Job | None:
+        """The job without its payloads. Whose it is says `Job.owner`."""
+        with self._database.read() as connection:
+            row = connection.execute(_STATUS, {"wanted": request_id}).one_or_none()
+        return None if row is None else to_job(row)
+
+    def logs(self, request_id: str, *, after: int = 0) -> tuple[LogLine, ...]:
+        """The lines after a cursor. Read them after the status: then those of a completed job are complete."""
+        job_id = sa.select(jobs.c.id).where(jobs.c.request_id == request_id).scalar_subquery()
+        lines: list[LogLine] = []
+        with self._database.read() as connection:
+            while True:
+                newer = sa.select(events).where(events.c.job_id == job_id, events.c.id > after)
+                rows = connection.execute(newer.order_by(events.c.id).limit(_BATCH)).all()
+                lines += [LogLine(row.message, row.timestamp, row.level, row.source, row.id) for row in rows]
+                if len(rows) < _BATCH:
+                    return tuple(lines)
+                after = rows[-1].id
+
+    def result(self, request_id: str) -> Result | None:
+        """The job and what it left; see `Result`."""
+        with self._database.read() as connection:
+            row = connection.execute(_RESULT, {"wanted": request_id}).one_or_none()
+        if row is None:
+            return None
+        # An expired body may still be there, until a pruning or for the sake of a webhook.
+        readable = row.expires_at is None or row.expires_at > self._clock()
+        return Result(to_job(row), row.body if readable else None)
+
+    def payload(self, request_id: str) -> bytes | None:
+        """What was submitted, unless it is erased."""
+        return self._body(request_id, BodyKind.INPUT)[1]
+
+    def preview(self, request_id: str) -> Preview | None:
+        """The newest preview of a running job."""
+        number, body = self._body(request_id, BodyKind.PREVIEW)
+        return None if body is None else Preview(number, body)
+
+    def jobs(self, wanted: JobFilter | None = None, *, limit: int = 100) -> tuple[Job, ...]:
+        """The newest first; for the next page, `before_id` is the id of the last one."""
+        # The ids first: to sort whole rows of a long past, each with its place in the queue, would take a second.
+        ids = sa.select(_listed.c.id).where(*_conditions(wanted or JobFilter())).order_by(_listed.c.id.desc())
+        statement = _JOB.where(jobs.c.id.in_(ids.limit(limit))).order_by(jobs.c.id.desc())
+        with self._database.read() as connection:
+            return tuple(to_job(row) for row in connection.execute(statement))
+
+    def gauges(self) -> Gauges:
+        """What waits and runs now, counted over the jobs that are not completed."""
+        now = self._clock()
+        oldest = sa.func.min(jobs.c.created_at).label("oldest")
+        unfinished = (
+            sa.select(jobs.c.state, jobs.c.priority, sa.func.count().label("n"), oldest)
+            .where(jobs.c.state.in_([JobState.IN_QUEUE, JobState.IN_PROGRESS]))
+            .group_by(jobs.c.state, jobs.c.priority)
+        )
+        pending = sa.select(sa.func.count()).where(webhooks.c.state == WebhookState.PENDING)
+        live = (
+            sa.select(workers.c.state, sa.func.count().label("n"))
+            .where(workers.c.seen_at > now - self._policy.worker_silence_s)
+            .group_by(workers.c.state)
+        )
+        with self._database.read() as connection:
+            rows = connection.execute(unfinished).all()
+            webhooks_pending = connection.execute(pending).scalar_one()
+            states = {row.state: row.n for row in connection.execute(live)}
+        queued = [row for row in rows if row.state is JobState.IN_QUEUE]
+        return Gauges(
+            queued={priority: sum(row.n for row in queued if row.priority == priority) for priority in Priority},
+            running=sum(row.n for row in rows if row.state is JobState.IN_PROGRESS),
+            oldest_queued_s=max((now - row.oldest for row in queued), default=0.0),
+            webhooks_pending=webhooks_pending,
+            workers=states,
+        )
+
+    def _body(self, request_id: str, kind: BodyKind) -> tuple[int, bytes | None]:
+        statement = (
+            sa.select(bodies.c.number, bodies.c.body)
+            .join(jobs, jobs.c.id == bodies.c.job_id)
+            .where(jobs.c.request_id == request_id, bodies.c.kind == kind)
+        )
+        with self._database.read() as connection:
+            row = connection.execute(statement).one_or_none()
+        return (0, None) if row is None else (row.number, row.body)
+
+
+def _conditions(wanted: JobFilter) -> Iterator[sa.ColumnElement[bool]]:
+    ended_only = wanted.finished_after is not None
+    for name in ("owner", "endpoint", "state", "outcome", "worker"):
+        value = getattr(wanted, name)
+        # Said twice, it would make SQLite walk through all that is completed instead of what was completed lately.
+        if value is not None and not (ended_only and value is JobState.COMPLETED):
+            yield _listed.c[name] == value
+    if ended_only:
+        yield _listed.c.id.in_(sa.select(_ended.c.id).where(_ended.c.finished_at > wanted.finished_after))
+    if wanted.before_id is not None:
+        yield _listed.c.id < wanted.before_id
+
+
+def job_columns() -> tuple[sa.ColumnElement[object], ...]:
+    """What `to_job` reads, but for the queue position."""
+    return _COLUMNS
+
+
+def to_job(row: Row) -> Job:
+    values = {field.name: getattr(row, field.name, None) for field in fields(Job)}
+    # Each value has the type of its column, which is that of its field.
+    return Job(**values | {"priority": Priority(row.priority)})  # type: ignore[arg-type]

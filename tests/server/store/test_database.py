@@ -1,0 +1,144 @@
+"""What the store makes of a database in trouble, and how it reads: by index, by one clock."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from kontextd_server.store import (
+    Claim,
+    FinishAnswer,
+    JobState,
+    NewJob,
+    Store,
+    StoreUnavailable,
+    Success,
+    open_store,
+    sqlite_url,
+)
+from kontextd_server.store.database import Database
+
+Submit, Take = Callable[..., str], Callable[..., Claim]
+
+
+def test_a_file_that_another_program_keeps_locked_is_unavailable(sqlite_file: Path) -> None:
+    store = open_store(sqlite_url(sqlite_file) + "?timeout=0.1")
+    other = sqlite3.connect(sqlite_file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="locked"):
+        store.leases.claim("w1")
+    assert store.views.jobs() == ()  # readers do not mind
+    other.close()
+    assert store.leases.claim("w1") is None
+    store.close()
+
+
+def test_a_full_disk_leaves_a_job_as_it_was(sqlite_file: Path) -> None:
+    store = open_store(sqlite_url(sqlite_file))
+    job = NewJob("e", "anna", b"{}", webhook_url="https://studio.example")
+    store.jobs.enqueue(job)
+    claimed = store.leases.claim("w1")
+    limit_pages = store.database.engine.connect()  # the pool's only connection so far: the next call uses it
+    limit_pages.exec_driver_sql("PRAGMA max_page_count=1")  # it cannot be less than there are
+    limit_pages.close()
+    with pytest.raises(StoreUnavailable, match="full"):
+        store.leases.finish(claimed.lease, Success(bytes(2**20)))
+    assert store.views.status(job.request_id).state is JobState.IN_PROGRESS
+    assert store.webhooks.next_due_at() is None
+    assert store.leases.finish(claimed.lease, Success(b"{}")) is FinishAnswer.RECORDED
+    store.close()
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_call_that_the_server_broke_off_says_so(store: Store) -> None:
+    with pytest.raises(StoreUnavailable, match="terminat"), store.database.write() as connection:
+        connection.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    assert store.views.jobs() == ()
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_a_restart_of_the_server_between_calls_goes_unnoticed(
+    store: Store, submit: Submit, break_connections_off: Callable[[], None]
+) -> None:
+    request_id = submit()
+    with store.database.read(), store.database.read(), store.database.read():
+        pass  # now there are three connections to lose
+    break_connections_off()
+    for _ in range(4):
+        assert store.views.status(request_id) is not None
+    submit()
+
+
+def test_a_transaction_that_fails_changes_nothing(store: Store, submit: Submit) -> None:
+    request_id = submit()
+
+    def fail_midway() -> None:
+        with store.database.write() as connection:
+            connection.execute(sa.text("DELETE FROM jobs"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_midway()
+    assert store.views.status(request_id) is not None
+
+
+def test_polls_claims_and_sweeps_scan_no_table(sqlite_file: Path) -> None:
+    store = open_store(sqlite_url(sqlite_file))
+    statements: list[tuple[str, object]] = []
+    sa.event.listen(store.database.engine, "before_cursor_execute", lambda *call: statements.append((call[2], call[3])))
+    job = NewJob("e", "anna", b"{}", idempotency_key="k", webhook_url="https://studio.example")
+    store.jobs.enqueue(job)
+    store.views.status(job.request_id)
+    claimed = store.leases.claim("w1", warm_lora_key="a")
+    store.leases.renew(claimed.lease)
+    store.leases.finish(claimed.lease, Success(b"{}"))
+    store.views.logs(job.request_id)
+    store.views.result(job.request_id)
+    store.webhooks.claim()
+    store.leases.sweep(lost_worker="w2")
+    store.jobs.retry(job.request_id)
+    store.jobs.request_cancel(job.request_id)
+    store.keys.find("key")
+    store.retention.prune()
+    store.close()
+    reader = sqlite3.connect(sqlite_file)
+    plans = {
+        (sql, step[3])
+        for sql, parameters in statements
+        if sql.split()[0] in ("SELECT", "UPDATE", "DELETE")
+        for step in reader.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)
+    }
+    reader.close()
+    small = {"workers", "hints", "CONSTANT ROW"}  # a few rows each
+    scans = {(sql, step) for sql, step in plans if step.startswith("SCAN") and not any(name in step for name in small)}
+    assert len(plans) > 20
+    assert scans == set()
+
+
+def test_the_clock_is_the_servers(database_url: str) -> None:
+    database = Database(database_url)
+    first = database.clock()
+    assert abs(first - time.time()) < 1
+    time.sleep(0.05)
+    assert 0.04 < database.clock() - first < 1
+    database.close()
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)
+def test_boxes_that_disagree_about_the_time_agree_about_leases(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(database_url)
+    store.jobs.enqueue(NewJob("e", "anna", b"{}"))
+    assert store.leases.claim("w1") is not None
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    monkeypatch.setattr(time, "monotonic", lambda real=time.monotonic: real() + 7)
+    ahead = open_store(database_url)
+    assert ahead.leases.sweep().requeued == ()
+    ahead.close()
+    store.close()
