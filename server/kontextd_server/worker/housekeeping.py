@@ -1,0 +1,97 @@
+"""What has to be done for all jobs all the time: lost ones run again, old ones go. Knows when; the stores know how.
+
+Any number of processes and boxes may do it at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from kontextd_server.files import FileStore
+from kontextd_server.files.errors import FileStoreError
+from kontextd_server.store import Store, StoreUnavailable, Swept
+from kontextd_server.worker.policy import Backoff, HousekeepingPolicy
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 0.2
+
+
+class Housekeeping:
+    """`run` is a thread's loop; `report_lost` is called from any thread and does not wait."""
+
+    def __init__(
+        self,
+        store: Store,
+        files: FileStore,
+        policy: HousekeepingPolicy | None = None,
+        retry: Backoff | None = None,
+    ) -> None:
+        self._store, self._files = store, files
+        self._policy, self._retry = policy or HousekeepingPolicy(), retry or Backoff()
+        self._lost: deque[str] = deque()
+        self._is_lost = threading.Event()
+
+    def report_lost(self, worker_id: str) -> None:
+        """This worker's process has ended: whatever it ran is to run again now, without waiting for its lease."""
+        self._lost.append(worker_id)
+        self._is_lost.set()
+
+    def run(self, stop: threading.Event) -> None:
+        lost = _Duty("lost workers", self._take_lost, 0.0, self._retry)
+        duties = [
+            lost,
+            _Duty("expired leases", self._sweep, self._policy.sweep_s, self._retry),
+            _Duty("old jobs", self._store.retention.prune, self._policy.prune_s, self._retry),
+            _Duty("old files", self._files.sweep, self._policy.files_s, self._retry),
+        ]
+        while not stop.is_set():
+            self._is_lost.wait(_LOOK_S)
+            self._is_lost.clear()
+            for duty in duties:
+                duty.do_if_due()
+        lost.do_if_due()
+
+    def _take_lost(self) -> None:
+        while self._lost:
+            self._tell(self._store.leases.sweep(lost_worker=self._lost[0]))
+            self._store.workers.leave(self._lost[0])
+            self._lost.popleft()
+
+    def _sweep(self) -> None:
+        self._tell(self._store.leases.sweep())
+
+    def _tell(self, swept: Swept) -> None:
+        if swept.requeued:
+            log.warning("their worker was lost, they run again: %s", ", ".join(swept.requeued))
+        if swept.failed:
+            log.error("their workers were lost too often, they failed: %s", ", ".join(swept.failed))
+        if swept.overdue:
+            log.info("not started in time: %s", ", ".join(swept.overdue))
+
+
+class _Duty:
+    """Something to do every so often, and a little later each time that it fails."""
+
+    def __init__(self, what: str, do: Callable[[], object], every_s: float, retry: Backoff) -> None:
+        self._what, self._do, self._every_s, self._retry = what, do, every_s, retry
+        self._due_at = 0.0
+        self._failures = 0
+
+    def do_if_due(self) -> None:
+        if time.monotonic() < self._due_at:
+            return
+        try:
+            self._do()
+        except (StoreUnavailable, FileStoreError) as error:
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("%s cannot be looked after, which is tried again: %s", self._what, error)
+            self._due_at = time.monotonic() + self._every_s + self._retry.delay_s(self._failures)
+            return
+        self._failures = 0
+        self._due_at = time.monotonic() + self._every_s

@@ -1,0 +1,110 @@
+"""What the engine made, as files and as the stored result. Knows pictures, files and fal's output; knows no jobs."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from PIL import Image
+
+from kontextd_server.files import FileStore, Label
+from kontextd_server.files.errors import FileStoreError
+from kontextd_server.pictures import EncodedPicture, PictureFormat, encode
+from kontextd_server.wire.outputs import StoredImage, StoredOutput
+from kontextd_server.wire.schema import FluxKontextLoraInput, KontextdReport, PresetReport, SizeReport
+from kontextd_server.worker.edit import Edited
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class KeptResult:
+    """`body` is what the job store keeps; `keys` are the files that belong to it."""
+
+    body: bytes
+    keys: tuple[str, ...]
+    inference_s: float
+
+
+class ResultKeeper:
+    """Keeps results in the file store, or, where nothing may stay, in the body itself."""
+
+    def __init__(self, files: FileStore, version: str, lifetime_s: float | None) -> None:
+        self._files, self._version, self._lifetime_s = files, version, lifetime_s
+
+    def keep(self, edited: Edited, *, transient: bool) -> KeptResult:
+        """Encode and store. Raises `FileStoreError`, and then nothing was kept."""
+        began = time.monotonic()
+        images: list[StoredImage] = []
+        try:
+            for image, seed in zip(edited.done.images, edited.done.seeds, strict=True):
+                images.append(self._keep_image(image, seed, edited.wanted, transient or edited.wanted.sync_mode))
+        except BaseException:
+            self.forget(_keys(images))
+            raise
+        output = _output(edited, tuple(images), time.monotonic() - began, self._version)
+        body = json.dumps(output.to_json(), allow_nan=False).encode()
+        return KeptResult(body, _keys(images), edited.done.timings["total"])
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Delete files of a result that nobody will read."""
+        for key in keys:
+            try:
+                self._files.delete(key)
+            except FileStoreError as error:  # it goes when it expires
+                log.warning("the file %s of a result that was thrown away cannot be deleted: %s", key, error)
+
+    def _keep_image(self, image: Image.Image, seed: int, wanted: FluxKontextLoraInput, inline: bool) -> StoredImage:
+        picture = encode(image, PictureFormat(wanted.output_format.value))
+        file_name = f"kontext-{seed}.{picture.content_type.removeprefix('image/')}"
+        key = None
+        if not inline:
+            key = self._files.put([picture.data], Label(file_name, picture.content_type, self._lifetime_s)).key
+        return StoredImage(
+            width=image.width,
+            height=image.height,
+            content_type=picture.content_type,
+            file_name=file_name,
+            file_size=len(picture.data),
+            file_key=key,
+            data_uri=_data_uri(picture) if inline else None,
+        )
+
+
+def _output(edited: Edited, images: tuple[StoredImage, ...], save_s: float, version: str) -> StoredOutput:
+    done = edited.done
+    return StoredOutput(
+        images=images,
+        timings={**done.timings, "fetch": edited.fetch_s, "save": save_s, "inference": done.timings["total"]},
+        seed=done.seeds[0],
+        has_nsfw_concepts=done.has_nsfw_concepts,
+        prompt=edited.wanted.prompt,
+        report=_report(edited, version).model_dump(mode="json", exclude_none=True),
+    )
+
+
+def _report(edited: Edited, version: str) -> KontextdReport:
+    done, wanted = edited.done, edited.wanted
+    return KontextdReport(
+        preset=PresetReport(
+            name=wanted.acceleration.value, full=wanted.num_inference_steps * wanted.num_images, cached=0, skipped=0
+        ),
+        cache_hits=dict(done.cache_hits),
+        seeds=list(done.seeds),
+        size=SizeReport(
+            asked=done.size.asked, planned=(done.size.width, done.size.height), reason=done.size.reason or None
+        ),
+        version=version,
+    )
+
+
+def _data_uri(picture: EncodedPicture) -> str:
+    return f"data:{picture.content_type};base64,{base64.b64encode(picture.data).decode('ascii')}"
+
+
+def _keys(images: Iterable[StoredImage]) -> tuple[str, ...]:
+    return tuple(image.file_key for image in images if image.file_key is not None)
