@@ -42,6 +42,13 @@ GATES: Mapping[str, Gate] = {
 }
 
 
+# The weights that ship have not been trained long enough for these: they miss their gates. A row that meets its gate
+# leaves the list.
+NOT_YET = frozenset(
+    {"more contrast", "posterize", "flip horizontally", "turn upside down", "red circle", "left half blue"}
+)
+
+
 @dataclass(frozen=True)
 class Row:
     """Means over photos of PSNR in dB: the result, and the unedited photo, against the exact edit."""

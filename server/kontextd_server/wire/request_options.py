@@ -1,4 +1,4 @@
-"""The headers and query parameters that fal defines, as one frozen record. Knows fal's names; knows no bodies, no routes."""
+"""The headers and query parameters that fal defines, as one frozen record. Knows fal's names; knows no bodies."""
 
 from __future__ import annotations
 
