@@ -76,7 +76,7 @@ class Deliverer:
                     self._free.release()
                     self._wait(due, stop)
                 else:
-                    threads.submit(self._deliver_and_free, delivery, stop)
+                    threads.submit(self._deliver_and_free, delivery, due, stop)
 
     def _claimed(self) -> Delivery | None:
         try:
@@ -104,11 +104,12 @@ class Deliverer:
             return self._policy.poll_s
         return self._policy.poll_s if due_at is None else min(self._policy.poll_s, max(0.02, due_at - now))
 
-    def _deliver_and_free(self, delivery: Delivery, stop: threading.Event) -> None:
+    def _deliver_and_free(self, delivery: Delivery, due: Subscription, stop: threading.Event) -> None:
         try:
             self._deliver(delivery, stop)
         finally:
             self._free.release()
+            due.hint()  # its next try may be due before any other
 
     def _deliver(self, delivery: Delivery, stop: threading.Event) -> None:
         """Post it and record how that went."""

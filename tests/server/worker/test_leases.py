@@ -144,7 +144,7 @@ def test_a_lease_is_renewed_while_a_stage_is_within_its_time_and_not_after_it(
     database_url: str, submit: Submit, engine: GatedEngine, start: Start, look_at: Look
 ) -> None:
     short = open_store(database_url, Policy(lease_s=0.6))
-    deadlines = StageDeadlines(compile_s=1.0, merge_s=1.0, step_s=1.0)
+    deadlines = StageDeadlines(compile_s=0.5, merge_s=0.5, step_s=1.0)
     worker = start(engine.loaded, store=short, deadlines=deadlines, hung_exit_s=0.1)
     request_id = submit()
     until(lambda: look_at(request_id).state is JobState.IN_PROGRESS)

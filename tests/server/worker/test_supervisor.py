@@ -201,8 +201,8 @@ def test_a_child_that_goes_on_saying_that_it_lives_is_left_alone(
     supervised: Callable[..., Supervised], notes: Path
 ) -> None:
     code = 'note("up")\nfor n in range(100):\n    say("WATCHDOG=1")\n    note(n)\n    time.sleep(0.1)'
-    supervised(ChildSpec("w", lambda _: child(code, notes), silence_s=1.5))
-    until(lambda: len(words_in(notes)) >= 22)
+    supervised(ChildSpec("w", lambda _: child(code, notes), silence_s=1.0))
+    until(lambda: len(words_in(notes)) >= 15)
     assert words_in(notes).count("up") == 1
 
 
