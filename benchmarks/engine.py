@@ -52,7 +52,7 @@ def main() -> None:
         "a checked preview each step / none": preview_ratio(engine, options.repeats, checked=True),
         "seconds by stage": stages(engine, options.repeats),
     }
-    model = describe(engine.model)
+    model = {**describe(engine.model), "folder": engine.model.folder.name}  # a figure tells nobody where things lie
     del engine
     figures["peak memory of a process"] = child_memory(options)
     figures["first edit of a cold process"] = first_edit(options)
