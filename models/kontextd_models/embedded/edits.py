@@ -23,7 +23,7 @@ _LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in Pillow's mode L
 # The sepia matrix of the W3C Filter Effects specification, at full strength.
 _SEPIA = ((0.393, 0.769, 0.189), (0.349, 0.686, 0.168), (0.272, 0.534, 0.131))
 _BLUR_SIGMA, _POSTER_SIGMA = 5.0, 2.0  # pixels
-_POSTER_SOFTNESS = 0.3  # width of a step between two levels, in steps
+_POSTER_SOFTNESS = 0.5  # width of a step between two levels, in steps
 _BORDER = 16  # pixels
 _CIRCLE_RADIUS = 0.25  # of the shorter side
 _RED = (0.86, 0.12, 0.12)

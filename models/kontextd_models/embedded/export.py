@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,14 +59,22 @@ def export(work: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     pipeline.save_pretrained(out, safe_serialization=True)
     for weights in out.rglob("*.safetensors"):
-        halved = {name: value.half().contiguous() for name, value in load_file(weights).items()}
-        _check_range(weights, halved)
-        save_file(halved, weights, metadata={"format": "pt"})
+        _write_halved(weights, load_file(weights))
     (out / "kontextd.json").write_text(json.dumps(card(), indent=2) + "\n")
     record(out)
 
 
-def _check_range(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    for name, value in tensors.items():
+def replace_weights(part: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put other weights into one part of an exported folder, such as `folder / "transformer"`."""
+    (weights,) = part.glob("*.safetensors")
+    _write_halved(weights, tensors)
+    record(part.parent)
+
+
+def _write_halved(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    halved = {name: value.half().contiguous() for name, value in tensors.items()}
+    for name, value in halved.items():
         if not value.isfinite().all():
             raise ValueError(f"{path}: {name} leaves the range of float16")
+    save_file(halved, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors leaves it to its owner alone; the folder is installed for everybody

@@ -4,13 +4,15 @@ Three things make it cheap. The encoder is linear and fixed, so latents are made
 from a pool computed once. And the grids are small but of every shape: a strip of 32 × 2 tokens shows the transformer
 all positions along one axis for the price of a thumbnail, since the rotary embedding treats the axes apart; the last
 stretch uses full grids.
+
+"refine" goes on from an exported folder, on full grids and with what is learned last practised most.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,10 +22,12 @@ from torch.nn import functional
 
 from kontextd_models.embedded import architecture, edits
 from kontextd_models.embedded.data import Photos
+from kontextd_models.embedded.export import replace_weights
 from kontextd_models.embedded.loop import Schedule, averaged, run
 from kontextd_models.embedded.train_text import Prompt, Reader, draw
 from kontextd_models.embedded.train_vae import started
 from kontextd_models.embedded.wordings import known_prompts
+from kontextd_models.encode import Pipeline
 
 _SCHEDULE = Schedule(steps=6000, learning_rate=1.2e-3, warm_up=0.04, average=0.9985)
 _POOL = 12_000  # prompts
@@ -50,9 +54,14 @@ def _text_pool(work: Path, device: torch.device) -> TextPool:
     reader = Reader(work)
     reader.load_state_dict(averaged(work / "text.safetensors"))
     reader.to(device).eval()
+    return _embedded(reader.embed)
+
+
+@torch.no_grad()
+def _embedded(embed: Callable[[list[str]], tuple[Tensor, Tensor]]) -> TextPool:
     rng, known = random.Random(1), known_prompts()
     prompts = [draw(rng, known) for _ in range(_POOL)]
-    chunks = [reader.embed([prompt.text for prompt in prompts[start : start + 200]]) for start in range(0, _POOL, 200)]
+    chunks = [embed([prompt.text for prompt in prompts[start : start + 200]]) for start in range(0, _POOL, 200)]
     return TextPool(prompts, torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks]))
 
 
@@ -94,15 +103,25 @@ def _noise_levels(count: int, device: torch.device) -> Tensor:
     return levels.to(device)
 
 
+_REFINE = Schedule(steps=4400, learning_rate=2e-4, matrix_learning_rate=4e-4, warm_up=0.02, average=0.9985)
+_REFINE_GRIDS = (
+    *((16, 16),) * 6, *((16, 24),) * 4, *((24, 16),) * 3, (12, 20), (20, 12), (18, 14), (14, 18), (9, 28), (28, 9),
+    (20, 20), (32, 32), (8, 8), (8, 12), (12, 8), (32, 2), (2, 32),
+)  # fmt: skip
+
 # How often a kind of prompt is practised; any other instruction counts 1. What turns or negates the reference, or needs
 # to know where the picture ends, is learned last.
 _PRACTICE = {"invert": 4, "posterize": 3, "flip horizontally": 6, "turn upside down": 6, "red circle": 3}
+_REFINE_PRACTICE = {
+    "invert": 2, "more contrast": 3, "posterize": 5, "flip horizontally": 9, "turn upside down": 7, "red circle": 4,
+    "left half blue": 3,
+}  # fmt: skip
 _JOINED, _OTHER = 5, 3
 
 
-def _pick(by_subject: Mapping[str, list[int]], rng: random.Random) -> int:
+def _pick(by_subject: Mapping[str, list[int]], practice: Mapping[str, int], rng: random.Random) -> int:
     """A prompt of the pool: first what it is about, then its words."""
-    (subject,) = rng.choices(tuple(by_subject), [_PRACTICE.get(each, 1) for each in by_subject])
+    (subject,) = rng.choices(tuple(by_subject), [practice.get(each, 1) for each in by_subject])
     return rng.choice(by_subject[subject])
 
 
@@ -123,8 +142,10 @@ class Batches:
     """Draws photos, prompts and exact edits for one grid size at a time, as tokens."""
 
     @torch.no_grad()
-    def __init__(self, photos: Photos, pool: TextPool, vae: architecture.Vae, device: torch.device) -> None:
-        self.photos, self.pool, self.device = photos, pool, device
+    def __init__(
+        self, photos: Photos, pool: TextPool, vae: architecture.Vae, practice: Mapping[str, int], device: torch.device
+    ) -> None:
+        self.photos, self.pool, self.practice, self.device = photos, pool, practice, device
         self.encoder = BlockEncoder.of(vae)
         self.by_subject = _by_subject(pool.prompts)
         rng = random.Random(2)
@@ -137,7 +158,7 @@ class Batches:
     @torch.no_grad()
     def draw(self, rows: int, columns: int, count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(target tokens, reference tokens, T5 embeddings, CLIP embeddings) of `count` pairs."""
-        chosen = [_pick(self.by_subject, rng) for _ in range(count)]
+        chosen = [_pick(self.by_subject, self.practice, rng) for _ in range(count)]
         before = [self.photos.crop(16 * rows, 16 * columns, rng) for _ in chosen]
         after = [
             edits.apply(picture, self.pool.prompts[index].classes, rng)
@@ -158,7 +179,7 @@ def flow_loss(transformer: architecture.Transformer, batch: tuple[Tensor, ...], 
     sigma = _noise_levels(count, target.device)
     noise = torch.randn(target.shape).to(target.device)
     noisy = torch.lerp(target, noise, sigma[:, None, None])
-    with torch.autocast(target.device.type, torch.bfloat16, enabled=target.device.type == "cuda"):
+    with torch.autocast(target.device.type, torch.bfloat16, enabled=_is_bfloat16_fast(target.device)):
         velocity = transformer(
             hidden_states=torch.cat([noisy, reference], dim=1),
             encoder_hidden_states=sequences,
@@ -172,10 +193,14 @@ def flow_loss(transformer: architecture.Transformer, batch: tuple[Tensor, ...], 
     return (error**2 * weights).mean()
 
 
+def _is_bfloat16_fast(device: torch.device) -> bool:
+    return device.type == "cuda" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
 def train(photos: Photos, work: Path, device: torch.device, steps: int | None) -> None:
     torch.manual_seed(0)
     schedule = _SCHEDULE if steps is None else Schedule(steps, _SCHEDULE.learning_rate, 0.04, average=0.9985)
-    batches = Batches(photos, _text_pool(work, device), started(work), device)
+    batches = Batches(photos, _text_pool(work, device), started(work), _PRACTICE, device)
     transformer = architecture.transformer().to(device)
 
     def loss_of(step: int, rng: random.Random) -> Tensor:
@@ -186,3 +211,37 @@ def train(photos: Photos, work: Path, device: torch.device, steps: int | None) -
         return flow_loss(transformer, batch, _ids(rows, columns, device), batches.weights)
 
     run(transformer, transformer.parameters(), loss_of, schedule, work / "flow.safetensors")
+
+
+def refine(photos: Photos, folder: Path, work: Path, device: torch.device, steps: int | None) -> None:
+    """Go on from the transformer of an exported folder, and put the result in its place."""
+    torch.manual_seed(0)
+    pipeline: Pipeline = FluxKontextPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.to(device)
+
+    def embed(prompts: list[str]) -> tuple[Tensor, Tensor]:
+        sequences, pooled, _ = pipeline.encode_prompt(
+            prompts, prompt_2=None, max_sequence_length=architecture.PROMPT_TOKENS
+        )
+        return sequences, pooled
+
+    batches = Batches(photos, _embedded(embed), pipeline.vae.cpu(), _REFINE_PRACTICE, device)
+    transformer = pipeline.transformer.train()
+    transformer.requires_grad_(True)
+    matrices = [
+        value
+        for name, value in transformer.named_parameters()
+        if "blocks" in name and "norm" not in name and value.ndim == 2
+    ]
+
+    def loss_of(step: int, rng: random.Random) -> Tensor:
+        rows, columns = rng.choice(_REFINE_GRIDS)
+        count = max(1, _FULL_TOKENS // (rows * columns))
+        return flow_loss(
+            transformer, batches.draw(rows, columns, count, rng), _ids(rows, columns, device), batches.weights
+        )
+
+    schedule = _REFINE if steps is None else replace(_REFINE, steps=steps)
+    checkpoint = work / "refine.safetensors"
+    run(transformer, transformer.parameters(), loss_of, schedule, checkpoint, matrices)
+    replace_weights(folder / "transformer", averaged(checkpoint))

@@ -61,7 +61,7 @@ def test_a_posterized_ramp_has_three_levels() -> None:
     ramp = torch.linspace(0, 1, 300).expand(3, 32, 300)
     levels = Counter((by_name("posterize", ramp)[0, 16] * 100).round().int().tolist())
     assert {level for level, _ in levels.most_common(3)} == {0, 50, 100}
-    assert sum(count for _, count in levels.most_common(3)) > 0.7 * 300
+    assert sum(count for _, count in levels.most_common(3)) > 0.55 * 300
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -11,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxKontextPipeline
-from kontextd_models.embedded import architecture, vae_init
+from kontextd_models.embedded import architecture, train_flow, vae_init
 from kontextd_models.embedded.data import Photos, procedural
-from kontextd_models.embedded.loop import Schedule, averaged, learning_rate, run
+from kontextd_models.embedded.loop import Schedule, averaged, cycle, run
 from kontextd_models.embedded.photos import collect, free_photos, rcc_files
 from kontextd_models.embedded.train_flow import BlockEncoder
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
@@ -54,13 +57,16 @@ def photos(tmp_path: Path) -> Photos:
 # The loop.
 
 
-def problem() -> tuple[nn.Module, Tensor]:
+def problem() -> tuple[nn.Linear, Tensor]:
     torch.manual_seed(0)
     return nn.Linear(4, 1), torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
 
 
 def learn(steps: int, schedule: Schedule, checkpoint: Path) -> None:
-    """Runs to `steps` of the schedule, then stops as if the machine had been switched off."""
+    """Runs to `steps` of the schedule, then stops as if the machine had been switched off.
+
+    With a learning rate for matrices, the weight is trained by Muon and the bias by AdamW.
+    """
     module, truth = problem()
 
     def loss_of(step: int, rng: random.Random) -> Tensor:
@@ -70,7 +76,8 @@ def learn(steps: int, schedule: Schedule, checkpoint: Path) -> None:
         return (module(inputs) - inputs @ truth).square().mean()
 
     try:
-        run(module, module.parameters(), loss_of, schedule, checkpoint)
+        matrices = [module.weight] if schedule.matrix_learning_rate else []
+        run(module, module.parameters(), loss_of, schedule, checkpoint, matrices)
     except KeyboardInterrupt:
         assert steps < schedule.steps
 
@@ -81,8 +88,9 @@ def test_training_learns_and_the_average_of_the_weights_is_what_is_kept(tmp_path
     assert torch.allclose(weights.flatten(), torch.tensor([1.0, -2.0, 0.5, 3.0]), atol=0.02)
 
 
-def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    schedule = Schedule(60, 0.05, checkpoint_every=10)
+@pytest.mark.parametrize("matrix_learning_rate", [0.0, 0.1])
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, matrix_learning_rate: float) -> None:
+    schedule = Schedule(60, 0.05, matrix_learning_rate=matrix_learning_rate, checkpoint_every=10)
     learn(60, schedule, tmp_path / "whole.safetensors")
     learn(25, schedule, tmp_path / "stopped.safetensors")
     learn(60, schedule, tmp_path / "stopped.safetensors")
@@ -90,9 +98,15 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
+def test_muon_learns_too(tmp_path: Path) -> None:
+    learn(300, Schedule(300, 0.1, matrix_learning_rate=0.2, average=0.9), tmp_path / "whole.safetensors")
+    weights = averaged(tmp_path / "whole.safetensors")["weight"]
+    assert torch.allclose(weights.flatten(), torch.tensor([1.0, -2.0, 0.5, 3.0]), atol=0.05)
+
+
 def test_the_learning_rate_rises_then_falls_to_a_hundredth() -> None:
     schedule = Schedule(100, 1.0, warm_up=0.1)
-    rates = [learning_rate(schedule, step) for step in range(100)]
+    rates = [cycle(schedule, step) for step in range(100)]
     assert rates[:10] == sorted(rates[:10])
     assert max(rates) == pytest.approx(1.0)
     assert rates[9:] == sorted(rates[9:], reverse=True)
@@ -233,3 +247,32 @@ def test_the_encoders_matrix_gives_the_pipelines_tokens(photos: Photos) -> None:
         latents = vae.encode(pictures * 2 - 1).latent_dist.mode()
         tokens = BlockEncoder.of(vae).tokens(pictures)
     assert torch.allclose(tokens, FluxKontextPipeline._pack_latents(latents, *latents.shape), atol=2e-3)
+
+
+# Refining.
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # only some CPUs train in bfloat16
+def test_refining_goes_on_from_an_exported_folder_and_changes_its_transformer_alone(
+    photos: Photos, embedded_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_flow, "_POOL", 200)
+    monkeypatch.setattr(train_flow, "_REFINE_GRIDS", ((2, 2),))
+    folder = tmp_path / "model"
+    shutil.copytree(embedded_folder, folder)
+    train_flow.refine(photos, folder, tmp_path, torch.device("cpu"), steps=2)
+    before, after = recorded(embedded_folder), recorded(folder)
+    assert before.keys() == after.keys()
+    assert [name for name in before if before[name] != after[name]] == [
+        "transformer/diffusion_pytorch_model.safetensors"
+    ]
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == after[str(weights.relative_to(folder))]
+    was = load_file(embedded_folder / "transformer" / weights.name)
+    for name, value in load_file(weights).items():
+        assert value.dtype == torch.float16
+        assert (value - was[name]).abs().max() < 0.01
+
+
+def recorded(folder: Path) -> dict[str, str]:
+    return dict(json.loads((folder / "checksums.json").read_text()))
