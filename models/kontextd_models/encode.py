@@ -20,7 +20,7 @@ _MAX_PROMPT_TOKENS = 512  # FluxKontextPipeline.check_inputs refuses more
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """`cut` is the end of the prompt that T5 did not get to see, empty where it saw all of it.
+    """`cut_tokens`: so many at the end of the prompt T5 did not get to see.
 
     CLIP reads 77 tokens at most and contributes one pooled vector: what only it does not see is not lost.
     """
@@ -28,14 +28,14 @@ class EncodedPrompt:
     sequence: Tensor  # [1, L, D], T5
     pooled: Tensor  # [1, P], CLIP
     ids: Tensor  # [L, 3], zeros
-    cut: str = ""
+    cut_tokens: int = 0
 
     @property
     def size_bytes(self) -> int:
         return _bytes(self.sequence, self.pooled, self.ids)
 
     def to(self, device: torch.device) -> EncodedPrompt:
-        return EncodedPrompt(self.sequence.to(device), self.pooled.to(device), self.ids.to(device), self.cut)
+        return EncodedPrompt(self.sequence.to(device), self.pooled.to(device), self.ids.to(device), self.cut_tokens)
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def max_prompt_tokens(pipeline: Pipeline) -> int:
 def encode_prompt(pipeline: Pipeline, prompt: str, max_tokens: int, device: torch.device) -> EncodedPrompt:
     """Encode with both encoders; text beyond their limits is cut, as diffusers does."""
     pooled = _read_by_clip(pipeline, prompt, device)
-    sequence, cut = _read_by_t5(pipeline, prompt, max_tokens, device)
+    sequence, cut_tokens = _read_by_t5(pipeline, prompt, max_tokens, device)
     ids = torch.zeros(sequence.shape[1], 3).to(device=device, dtype=pipeline.text_encoder.dtype)
-    return EncodedPrompt(sequence, pooled, ids, cut)
+    return EncodedPrompt(sequence, pooled, ids, cut_tokens)
 
 
 def encode_reference(
@@ -96,19 +96,14 @@ def _read_by_clip(pipeline: Pipeline, prompt: str, device: torch.device) -> Tens
     return embedded
 
 
-def _read_by_t5(pipeline: Pipeline, prompt: str, max_tokens: int, device: torch.device) -> tuple[Tensor, str]:
+def _read_by_t5(pipeline: Pipeline, prompt: str, max_tokens: int, device: torch.device) -> tuple[Tensor, int]:
     tokens = pipeline.tokenizer_2(
         [prompt], padding="max_length", max_length=max_tokens, truncation=True, return_tensors="pt"
     ).input_ids
     sequence = pipeline.text_encoder_2(tokens.to(device), output_hidden_states=False)[0]
     full = int(tokens[0, -1]) != pipeline.tokenizer_2.pad_token_id
-    cut = _cut_part(pipeline, prompt, max_tokens) if full else ""
-    return sequence.to(dtype=pipeline.text_encoder_2.dtype, device=device), cut
-
-
-def _cut_part(pipeline: Pipeline, prompt: str, max_tokens: int) -> str:
-    whole = pipeline.tokenizer_2(prompt, verbose=False).input_ids
-    return str(pipeline.tokenizer_2.decode(whole[max_tokens - 1 : -1])).strip()  # the last token kept is the end mark
+    cut_tokens = len(pipeline.tokenizer_2(prompt, verbose=False).input_ids) - max_tokens if full else 0
+    return sequence.to(dtype=pipeline.text_encoder_2.dtype, device=device), cut_tokens
 
 
 def _bytes(*tensors: Tensor) -> int:

@@ -15,8 +15,10 @@ import gc
 import logging
 import threading
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -34,7 +36,8 @@ from kontextd_models.encode import (
     prepare_reference,
 )
 from kontextd_models.errors import EngineBusy, OutOfMemory
-from kontextd_models.loading import LoadedModel, load_model
+from kontextd_models.loading import LoadedModel, load_model, pick_device
+from kontextd_models.out_of_memory import is_out_of_memory
 from kontextd_models.preview import Projection, estimate, fit_projection
 from kontextd_models.records import Done, EditRequest, EngineConfig, Step
 from kontextd_models.request import Edit, check
@@ -45,8 +48,8 @@ log = logging.getLogger(__name__)
 
 Events = Generator[Step | Done, None, None]
 Work = Generator[Step, None, Done]  # yields the steps, returns the result
+Loaded = TypeVar("Loaded")
 _HOST = torch.device("cpu")
-_CUDA_MEMORY_ALLOCATION = 2  # cudaErrorMemoryAllocation (CUDA Runtime API, cudaError_t)
 
 
 class Engine:
@@ -67,8 +70,9 @@ class Engine:
         Raises `ModelError` naming the file at fault, `InvalidValue` for a setting that cannot be, and `OutOfMemory`.
         """
         with _no_autograd():
-            gate = SafetyGate(config.safety)  # first: its faults show in a second, a large model takes a minute
-            return cls(_loaded(config), config, gate)
+            # The gate first: its faults show in a second, a large model takes a minute.
+            gate = _loaded(lambda: SafetyGate(config.safety), config)
+            return cls(_loaded(lambda: load_model(config), config), config, gate)
 
     def edit(self, request: EditRequest) -> Events:
         """Check the request at once, and return the edit as an iterator that does the work as it is consumed.
@@ -178,7 +182,7 @@ class Engine:
         except GeneratorExit:  # between two steps, where nothing is half done
             raise
         except BaseException as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error, partial(memory.free_bytes, self.model.device)):
                 memory.rest(self.model.pipeline)
                 raise
             what = _first_line(error)
@@ -193,12 +197,12 @@ class Engine:
         )
 
 
-def _loaded(config: EngineConfig) -> LoadedModel:
-    """`load_model`, with a class of its own for running out of memory."""
+def _loaded(load: Callable[[], Loaded], config: EngineConfig) -> Loaded:
+    """What `load` loads, with a class of its own for running out of memory."""
     try:
-        return load_model(config)
+        return load()
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error, lambda: memory.free_bytes(pick_device(config.device))):
             raise
         what = _first_line(error)
         traceback.clear_frames(error.__traceback__)  # they hold the weights
@@ -209,13 +213,6 @@ def _loaded(config: EngineConfig) -> LoadedModel:
         f"memory ran out while the model was loaded: {what}. Free some, or set a leaner memory mode than "
         f"{config.memory_mode.value}."
     )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Torch's own allocator has a class for it; pinned host memory and CUDA's libraries fail with CUDA's error code."""
-    if isinstance(error, torch.AcceleratorError):
-        return getattr(error, "error_code", None) == _CUDA_MEMORY_ALLOCATION
-    return isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _first_line(error: BaseException) -> str:
@@ -250,9 +247,9 @@ def _no_autograd() -> Iterator[None]:
 def _warnings(edit: Edit, prompt: EncodedPrompt, gate: SafetyGate) -> tuple[str, ...]:
     """What was done otherwise than it was asked for, logged and told."""
     warnings = []
-    if prompt.cut:
+    if prompt.cut_tokens:  # how many, and not what they say: prompts are no business of a log
         warnings.append(
-            f"the prompt is longer than the model reads; it did not see its end: {prompt.cut!r}. Shorten it."
+            f"the prompt is longer than the model reads: its last {prompt.cut_tokens} tokens were not seen. Shorten it."
         )
     if not edit.safety_asked and gate.applies(edit.safety_asked):
         warnings.append("the images were checked for safety all the same: here a request cannot switch that off.")

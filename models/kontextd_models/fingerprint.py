@@ -1,7 +1,7 @@
-"""One fixed edit, boiled down to a SHA-256: two engines agree if they print the same. Knows no checks.
+"""The fixed edits of the proofs, and one boiled down to a SHA-256: two engines agree if they print the same.
 
-`python -m kontextd_models.fingerprint MODEL DEVICE DTYPE MODE` prints it from a process of its own; MODEL "-" is the
-embedded demonstration model.
+Knows engines; judges nothing. `python -m kontextd_models.fingerprint MODEL DEVICE DTYPE MODE` prints the SHA-256 from a
+process of its own; MODEL "-" is the embedded demonstration model.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kontextd_models import Done, EditRequest, EngineConfig, MemoryMode, load_engine
-from kontextd_models.embedded import sample_photo
+from kontextd_models.pictures import PICTURES, picture_at
 
 if TYPE_CHECKING:
     from kontextd_models.engine import Engine
 
-_STEPS, _SEED = 2, 20260
+SEED, GUIDANCE = 7, 2.5
+_STEPS = 2
 _PROMPT = "make it black and white"
 
 
 def fingerprint(engine: Engine) -> str:
-    """Of the picture that this engine makes of the sample photo at the model's native area."""
-    request = EditRequest(
-        image=photo_at(native_size(engine, 1.5)),
-        prompt=_PROMPT,
-        num_inference_steps=_STEPS,
-        seed=_SEED,
-        enable_safety_checker=False,
-    )
+    """Of the picture that this engine makes of a photo at the model's native area."""
+    done = fixed_edit(engine, photo_at(native_size(engine, 1.5)), _PROMPT, _STEPS)
+    return hashlib.sha256(done.images[0].tobytes()).hexdigest()
+
+
+def fixed_edit(engine: Engine, picture: Image.Image, prompt: str, steps: int, *, checked: bool = False) -> Done:
+    """At the picture's own size, always with the same seed and guidance."""
+    request = EditRequest(picture, prompt, steps, seed=SEED, guidance_scale=GUIDANCE, enable_safety_checker=checked)
     *_, done = engine.edit(request)
     assert isinstance(done, Done)
-    return hashlib.sha256(done.images[0].tobytes()).hexdigest()
+    return done
 
 
 def native_size(engine: Engine, aspect: float) -> tuple[int, int]:
@@ -46,13 +47,8 @@ def native_size(engine: Engine, aspect: float) -> tuple[int, int]:
 
 
 def photo_at(size: tuple[int, int]) -> Image.Image:
-    """The middle of the bundled photo, cut to the aspect of `size` and scaled to it."""
-    with Image.open(sample_photo()) as photo:
-        width = min(photo.width, round(photo.height * size[0] / size[1]))
-        height = min(photo.height, round(width * size[1] / size[0]))
-        left, top = (photo.width - width) // 2, (photo.height - height) // 2
-        cut = photo.convert("RGB").crop((left, top, left + width, top + height))
-    return cut.resize(size, Image.Resampling.LANCZOS)
+    """The bundled photo at a size."""
+    return picture_at(PICTURES[0], size)
 
 
 def arguments(config: EngineConfig) -> list[str]:

@@ -1,19 +1,23 @@
 """Image intake: bytes or a file to an upright sRGB picture. Knows formats and limits; knows no model and no network.
 
 An image of 14142×14142 passes. Its sides are checked before anything is decoded, and what is kept of it is at most the
-working area (8 MP unless told otherwise: 32 MiB). Peak of the process above an idle one, measured at 14142×14142 with
-Pillow 13.0, the file itself read from disk:
+working area (8 MP unless told otherwise: 32 MiB). Peak of the process above an idle one at that size, measured with
+Pillow 13.0 (the last row at 8192×8192), the file itself not counted; no form takes more than the last row. A smaller
+picture takes at most its bytes a pixel and 225 MiB: those, a JPEG that just cannot be decoded at half its size.
 
-| file | decoded | peak |
-|---|---|---|
-| JPEG, baseline | at 1/4 (draft mode: 1/2, 1/4 or 1/8) | 120 MiB, grey 53 |
-| JPEG, progressive | at 1/4, but libjpeg holds every coefficient | 620 MiB at 4:2:0, 1.2 GiB at 4:4:4 |
-| PNG 1-bit, GIF | whole, 1 byte a pixel | 230 MiB |
-| PNG 16-bit grey | whole, 2 bytes a pixel | 470 MiB |
-| PNG, BMP, TIFF in colour | whole, 4 bytes a pixel; then reduced band by band | 0.9 GiB |
-| TIFF in one deflated strip; TIFF to be turned | the strip, or Pillow's turned copy, besides | 1.3 GiB; 1.5 GiB |
-| AVIF | planes, RGB bytes, pixels | 1.8 GiB |
-| WebP | four canvases of 4 bytes a pixel (libwebp's animation decoder) | 3.0 GiB |
+| file | decoded | bytes a pixel | peak |
+|---|---|---|---|
+| JPEG, baseline | at 1/4 (draft mode: 1/2, 1/4 or 1/8) | 0.6 | 120 MiB, grey 53 |
+| JPEG, progressive | at 1/4, but libjpeg holds every coefficient | 3.3; 4:4:4 6.3; CMYK 8.3 | 0.6; 1.2; 1.5 GiB |
+| PNG in grey of 1 to 8 bits | whole, 1 byte a pixel | 1.2 | 230 MiB |
+| PNG with a palette, GIF | whole, 1 byte a pixel, to colour in bands | 1.6; see-through 1.9 | 310; 360 MiB |
+| PNG 16-bit grey | whole, 2 bytes a pixel | 2.5 | 470 MiB |
+| PNG, BMP, TIFF in colour, grey with alpha, floats | whole, 4 bytes a pixel; reduced in bands | 4.9 | 0.9 GiB |
+| TIFF in one deflated strip | the strip besides | 7.0; 16-bit RGBA 12.0 | 1.3; 2.2 GiB |
+| the same, to be turned | Pillow's turned copy besides | 11.0; 16-bit RGBA 16.0 | 2.1; 3.0 GiB |
+| AVIF, 8 bits | planes, bytes, pixels | 9.2; 4:4:4 10.8; alpha 11.5 | 1.7; 2.0; 2.1 GiB |
+| WebP | four canvases of 4 bytes a pixel (libwebp's animation decoder) | 16.0 | 3.0 GiB |
+| AVIF, 10 or 12 bits, 4:4:4 | planes of 2 bytes | 14.3; alpha 17.4 | 2.7; 3.3 GiB |
 
 Whoever opens several at once multiplies that: the server bounds how many.
 """

@@ -7,8 +7,7 @@ from the folder, and weights are safetensors, so nothing that lies in the folder
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
-from transformers.utils import logging as transformers_logging
 
 from kontextd_models import memory
 from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.encode import Pipeline
-from kontextd_models.errors import InvalidValue, ModelError
+from kontextd_models.errors import InvalidValue
 from kontextd_models.folder import ModelCard, check_folder
 from kontextd_models.limits import ModelLimits
+from kontextd_models.pretrained import load_part, load_weights, quiet
 from kontextd_models.records import EngineConfig, MemoryMode
 
 log = logging.getLogger(__name__)
@@ -81,11 +80,11 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
 def load_pipeline(path: Path, dtype: torch.dtype) -> Pipeline:
     """The pipeline of a checked folder, in host memory. Raises `ModelError`."""
-    with _quiet():
+    with quiet():
         from diffusers import FluxKontextPipeline  # it speaks on import, of optional packages
 
-        parts = {name: _load_part(kind, path / name) for name, kind in _WITHOUT_WEIGHTS.items()}
-        parts |= {name: _load_weights(kind, path / name, dtype) for name, kind in _WITH_WEIGHTS.items()}
+        parts = {name: load_part(kind, path / name) for name, kind in _WITHOUT_WEIGHTS.items()}
+        parts |= {name: _with_weights(kind, path / name, dtype) for name, kind in _WITH_WEIGHTS.items()}
         return FluxKontextPipeline(**parts)
 
 
@@ -123,40 +122,8 @@ def _limits(limits: ModelLimits, max_area: int | None) -> ModelLimits:
         raise InvalidValue(str(error), field="max_area") from error
 
 
-def _load_part(kind: Any, folder: Path) -> Any:  # Any: the loaders are untyped
-    try:
-        return kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # from OSError to what the Rust tokenizers raise: they promise no set of classes
-        raise ModelError(f"{folder} cannot be loaded: {error}. Copy it again.") from error
-
-
-def _load_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:  # Any: the loaders are untyped
-    try:
-        module, info = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:  # a wrong shape is a RuntimeError, a wrong setting a TypeError, and so on
-        raise ModelError(f"{folder} cannot be loaded: {error}. Copy it again.") from error
-    missing = sorted(info["missing_keys"])
-    if missing:  # both libraries would go on with random numbers in their place
-        raise ModelError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} for one. Copy the weights again.")
-    unused = sorted(info["unexpected_keys"])
+def _with_weights(kind: Any, folder: Path, dtype: torch.dtype) -> Any:  # Any: the loaders are untyped
+    module, unused = load_weights(kind, folder, dtype)
     if unused:
         log.warning("%s: %d tensors are not used, %s for one", folder, len(unused), unused[0])
-    return module.eval().requires_grad_(False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars, and none of transformers' remarks on packages that are not installed, while a model loads."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
+    return module

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from kontextd_models.loading import LoadedModel
 
 @dataclass(frozen=True)
 class StockEdit:
-    """One call. `snap_reference` lets diffusers stretch the reference to a preferred size, as it does by default."""
+    """One call. `snap_reference`: diffusers stretches the reference to one of Kontext's sizes, which is its default."""
 
     reference: Image.Image
     prompt: str
@@ -28,6 +28,16 @@ class StockEdit:
     guidance_scale: float
     seed: int
     snap_reference: bool = False
+
+
+def snapped(picture: Image.Image, sizes: Iterable[tuple[int, int]]) -> Image.Image:
+    """The reference as `snap_reference` has it, for a model with preferred sizes (width, height) of its own.
+
+    diffusers knows Kontext's only, which for a small model lie far from everything it was trained on.
+    """
+    aspect = picture.width / picture.height
+    _, width, height = min((abs(aspect - width / height), width, height) for width, height in sizes)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def stock_picture(model: LoadedModel, edit: StockEdit) -> Image.Image:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import subprocess
 import sys
 import time
@@ -18,10 +17,8 @@ from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image
 
-from kontextd_models import Done, EditRequest, EngineConfig, MemoryMode, SafetyConfig, load_engine, memory
-from kontextd_models.alignment import displacement
+from kontextd_models import Done, EngineConfig, MemoryMode, SafetyConfig, load_engine, memory
 from kontextd_models.checks import Check
 from kontextd_models.denoise import decode, denoise, draw_noise
 from kontextd_models.description import describe
@@ -29,22 +26,18 @@ from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.encode import encode_prompt, encode_reference, max_prompt_tokens
 from kontextd_models.engine import Engine
 from kontextd_models.errors import OutOfMemory
-from kontextd_models.fingerprint import arguments, fingerprint, native_size, photo_at
+from kontextd_models.fingerprint import GUIDANCE, SEED, arguments, fingerprint, fixed_edit, native_size, photo_at
 from kontextd_models.folder import check_folder
 from kontextd_models.loading import LoadedModel, pick_device, pick_dtype
 from kontextd_models.safety.open_nsfw import OpenNsfwChecker
-from kontextd_models.stock import StockEdit, stock_latents, stock_picture
+from kontextd_models.stock import StockEdit, stock_latents
+from kontextd_models.verify_alignment import check_alignment
 
 log = logging.getLogger(__name__)
 
 _ASPECTS = (1.0, 1.5, 0.5625)
 _LOOP_STEPS = 3
 _PROMPT = "make it brighter"
-_SEED, _GUIDANCE = 7, 2.5
-# Kontext turns small at few steps; eight already give back what nothing is to be changed in.
-_ALIGNMENT_STEPS = 8
-_ALIGNED_PX = 0.5
-_IDENTITY_PROMPT = "keep the image exactly as it is, do not change anything"
 _RESTART_TIMEOUT_S = 600
 _SMALLEST_FILLING = 2 * 2**20  # bytes; the size of the segments from which torch serves small tensors
 _UNCACHED = EngineConfig(prompt_cache_bytes=0, reference_cache_bytes=0)
@@ -99,7 +92,7 @@ def _on_one_engine(subject: Subject, engine: Engine) -> Iterator[Check]:
     for aspect in _ASPECTS:
         size = native_size(engine, aspect)
         yield _guarded(f"loop {size[0]}x{size[1]}", partial(check_loop, engine, size))
-    yield _guarded("alignment", partial(check_alignment, subject, engine))
+    yield _guarded("alignment", partial(check_alignment, engine, knows_identity=subject.knows_identity))
     yield _guarded("safety", partial(check_safety, subject, engine))
     yield _guarded("out of memory", partial(check_out_of_memory, engine))
 
@@ -125,10 +118,10 @@ def check_loop(engine: Engine, size: tuple[int, int]) -> Check:
     """Our loop gives the stock pipeline's latents to the bit, and the engine's picture is what they decode to."""
     name = f"loop {size[0]}x{size[1]}"
     photo = photo_at(size)
-    edit = StockEdit(photo, _PROMPT, *size, steps=_LOOP_STEPS, guidance_scale=_GUIDANCE, seed=_SEED)
+    edit = StockEdit(photo, _PROMPT, *size, _LOOP_STEPS, GUIDANCE, SEED)
     theirs = stock_latents(engine.model, edit)
     ours = _our_latents(engine.model, edit)
-    picture = _edit(engine, photo, _PROMPT, _LOOP_STEPS)
+    picture = fixed_edit(engine, photo, _PROMPT, _LOOP_STEPS).images[0]
     with torch.no_grad():
         decoded = decode(engine.model.pipeline, theirs, *size)
     difference = (ours.float() - theirs.float()).abs().max().item()
@@ -140,24 +133,6 @@ def check_loop(engine: Engine, size: tuple[int, int]) -> Check:
     if picture.tobytes() != decoded.tobytes():
         return Check(name, False, "the engine's picture is not what the stock pipeline's latents decode to", figures)
     return Check(name, True, f"bit-identical to FluxKontextPipeline over {_LOOP_STEPS} steps", figures)
-
-
-def check_alignment(subject: Subject, engine: Engine) -> Check:
-    """An edit that changes nothing comes back where it was. The stock pipeline's displacement is written beside it."""
-    if not subject.knows_identity:
-        return Check("alignment", None, "the weights are random: no instruction gives a picture back unchanged")
-    prompt = engine.model.card.identity_prompt or _IDENTITY_PROMPT
-    ours, theirs = {}, {}
-    for aspect in _ASPECTS:
-        size = native_size(engine, aspect)
-        photo, key = photo_at(size), f"{size[0]}x{size[1]}"
-        edit = StockEdit(photo, prompt, *size, _ALIGNMENT_STEPS, _GUIDANCE, _SEED, snap_reference=True)
-        ours[key] = _distance(photo, _edit(engine, photo, prompt, _ALIGNMENT_STEPS))
-        theirs[key] = _distance(photo, stock_picture(engine.model, edit))
-    worst, stock = _worst(ours), _worst(theirs)
-    figures = {"ours_px": ours, "stock_px": theirs, "limit_px": _ALIGNED_PX, "prompt": prompt}
-    detail = f"moved by {_px(worst)} at most, the stock pipeline by {_px(stock)}"
-    return Check("alignment", worst is not None and worst < _ALIGNED_PX, detail, figures)
 
 
 def check_repeat(engine: Engine) -> Check:
@@ -208,11 +183,12 @@ def check_safety(subject: Subject, engine: Engine) -> Check:
     """Positive control: a picture is flagged and black with the threshold under its score, and whole with it above."""
     size = native_size(engine, 1.0)
     photo = photo_at(size)
-    unchecked = _edit(engine, photo, _PROMPT, _LOOP_STEPS)
+    unchecked = fixed_edit(engine, photo, _PROMPT, _LOOP_STEPS).images[0]
     (score,) = OpenNsfwChecker(threshold=1.0).scores([unchecked])
 
     def judged(safety: SafetyConfig) -> Done:
-        return _done(Engine(engine.model, replace(_UNCACHED, safety=safety)), photo, _PROMPT, _LOOP_STEPS, checked=True)
+        checking = Engine(engine.model, replace(_UNCACHED, safety=safety))
+        return fixed_edit(checking, photo, _PROMPT, _LOOP_STEPS, checked=True)
 
     under, above = judged(SafetyConfig(threshold=score / 2)), judged(SafetyConfig(threshold=(1 + score) / 2))
     as_set = judged(subject.config.safety)
@@ -263,35 +239,6 @@ def _our_latents(model: LoadedModel, edit: StockEdit) -> torch.Tensor:
         noise = draw_noise(pipeline, edit.seed, edit.width, edit.height, prompt.sequence.dtype, device)
         *_, last = denoise(pipeline, noise, prompt, reference, edit.steps, edit.guidance_scale)
     return last.latents
-
-
-def _done(engine: Engine, photo: Image.Image, prompt: str, steps: int, *, checked: bool) -> Done:
-    request = EditRequest(photo, prompt, steps, seed=_SEED, guidance_scale=_GUIDANCE, enable_safety_checker=checked)
-    *_, done = engine.edit(request)
-    assert isinstance(done, Done)
-    return done
-
-
-def _edit(engine: Engine, photo: Image.Image, prompt: str, steps: int) -> Image.Image:
-    return _done(engine, photo, prompt, steps, checked=False).images[0]
-
-
-def _distance(photo: Image.Image, picture: Image.Image) -> float | None:
-    """Pixels that `picture` lies beside `photo`; None where it shows nothing."""
-    try:
-        return math.hypot(*displacement(np.asarray(photo), np.asarray(picture)))
-    except ValueError:
-        return None
-
-
-def _worst(distances: Mapping[str, float | None]) -> float | None:
-    """The largest; None where one could not be measured."""
-    known = [distance for distance in distances.values() if distance is not None]
-    return max(known) if len(known) == len(distances) else None
-
-
-def _px(distance: float | None) -> str:
-    return "a picture without detail" if distance is None else f"{distance:.2f} px"
 
 
 def _needs(config: EngineConfig) -> Mapping[MemoryMode, int]:

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,12 @@ def by_name(checks: Iterable[Check]) -> dict[str, Check]:
     return {check.name: check for check in checks}
 
 
+@pytest.fixture(scope="module")
+def probed() -> tuple[Check, Mapping[str, object] | None]:
+    """What torch sees of this machine, found out once: importing the engine in a new process takes seconds."""
+    return doctor.check_torch()
+
+
 def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """A driver's own program is not to be had here; this one stands in its place on the path."""
     program = folder / "nvidia-smi"
@@ -40,7 +46,8 @@ def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) 
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
 
 
-def test_a_sound_machine_and_model_pass(tmp_path: Path) -> None:
+def test_a_sound_machine_and_model_pass(tmp_path: Path, probed: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "check_torch", lambda: probed)
     folder = tiny.build(tmp_path / "model")
     record(folder)
     found = by_name(examine(patient(folder)))
@@ -68,7 +75,10 @@ def test_a_model_without_known_sums_is_hashed_and_told_how_to_record_them(tiny_f
     assert "transformer/diffusion_pytorch_model.safetensors" in check.figures["sha256"]
 
 
-def test_a_truncated_model_is_named_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:
+def test_a_truncated_model_is_named_and_the_rest_is_still_looked_at(
+    tmp_path: Path, probed: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "check_torch", lambda: probed)
     folder = tiny.build(tmp_path / "model")
     weights = folder / "transformer/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])

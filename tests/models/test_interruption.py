@@ -289,7 +289,34 @@ def test_of_cuda_s_errors_only_the_one_for_memory_is_taken_for_it(
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."), MemoryError(), cuda_error(2)]
+    ("free_mib", "expected"), [(100, EngineOutOfMemory), (40_000, RuntimeError)], ids=["full", "roomy"]
+)
+def test_a_library_that_only_says_it_broke_ran_out_of_memory_where_the_device_is_full(
+    tiny_engine: Engine,
+    tiny_request: EditRequest,
+    raising: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    free_mib: int,
+    expected: type[Exception],
+) -> None:
+    asked = []
+    monkeypatch.setattr("kontextd_models.memory.free_bytes", lambda device: asked.append(device) or free_mib * 2**20)
+    raising(tiny_engine, "vae.encoder", RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"))
+    with pytest.raises(expected, match="CUDNN_STATUS_INTERNAL_ERROR") as raised:
+        run(tiny_engine, tiny_request)
+    assert raised.type is expected
+    assert asked == [tiny_engine.model.device]
+    assert run(tiny_engine, tiny_request).images
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."),
+        MemoryError(),
+        cuda_error(2),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
 )
 def test_running_out_of_memory_while_loading_is_the_same_error_with_the_way_out(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

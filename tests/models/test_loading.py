@@ -421,10 +421,16 @@ def test_a_safety_checker_that_cannot_be_loaded_is_refused_before_the_model_is(
     assert loaded == []
 
 
-def test_too_little_host_memory_is_not_taken_for_a_damaged_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")])
+def test_too_little_host_memory_is_not_taken_for_a_damaged_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def exhausted(*_: object, **__: object) -> None:
-        raise MemoryError
+        raise error
 
     monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", exhausted)
+    with pytest.raises(OutOfMemory, match="while the model was loaded"):
+        load(folder)
+    monkeypatch.setattr("kontextd_models.engine.SafetyGate", exhausted)
     with pytest.raises(OutOfMemory, match="while the model was loaded"):
         load(folder)

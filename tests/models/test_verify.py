@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
-from kontextd_models import EngineConfig, MemoryMode, SafetyConfig, denoise, load_engine
-from kontextd_models.checks import as_json, failed
+import torch
+from diffusers.pipelines.flux import pipeline_flux_kontext
+from kontextd_models import EngineConfig, MemoryMode, ResolutionMode, SafetyConfig, denoise, load_engine
+from kontextd_models.checks import Check, as_json, failed
 from kontextd_models.engine import Engine
 from kontextd_models.fingerprint import fingerprint, native_size, photo_at
+from kontextd_models.limits import ModelLimits
+from kontextd_models.pictures import PICTURES, picture_at
+from kontextd_models.resolution import plan
 from kontextd_models.safety import SafetyGate
+from kontextd_models.stock import StockEdit, snapped, stock_latents
 from kontextd_models.verify import (
     Subject,
-    check_alignment,
     check_loop,
     check_memory_mode,
     check_out_of_memory,
@@ -24,6 +34,7 @@ from kontextd_models.verify import (
     checks,
     subject_of,
 )
+from kontextd_models.verify_alignment import check_alignment, sizes
 from PIL import Image
 
 
@@ -37,12 +48,19 @@ def engine(subject: Subject) -> Engine:
     return load_engine(subject.config)
 
 
-def test_the_embedded_model_passes_every_proof_that_a_cpu_admits(embedded_folder: Path) -> None:
+def test_the_embedded_model_passes_every_proof_that_a_cpu_admits(
+    embedded_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kontextd_models.verify_alignment._STEPS", 4)  # half of what the command takes
     found = list(checks(subject_of(EngineConfig(model=embedded_folder, device="cpu"))))
     assert failed(found) == []
     assert [check.name.split()[0] for check in found if check.passed] == [
         *("model", "loop", "loop", "loop", "alignment", "safety", "repeat", "restart", "memory")
     ]
+    (alignment,) = [check for check in found if check.name == "alignment"]
+    assert len(alignment.figures["ours_px"]) == 12
+    # What our reference geometry is for: the stock pipeline stretches what is not one of its sizes already.
+    assert max(alignment.figures["stock_px"].values()) > 1
     json.dumps(as_json(found))
 
 
@@ -84,24 +102,80 @@ def test_an_engine_whose_picture_is_not_its_loops_is_found(engine: Engine, monke
     assert "is not what the stock pipeline's latents decode to" in check.detail
 
 
-def test_a_model_that_does_not_give_the_photo_back_fails_the_alignment(subject: Subject, engine: Engine) -> None:
-    check = check_alignment(subject, engine)
+def give_back(engine: Engine, monkeypatch: pytest.MonkeyPatch, moved_px: Mapping[str, int]) -> Check:
+    """The check on an engine that gives every picture back as it was, those named moved to the right."""
+    asked = [(name, size) for size in sizes(engine.model.limits) for name in PICTURES]
+    results = iter(
+        picture_at(*of).transform(of[1], Image.Transform.AFFINE, (1, 0, -moved_px.get(of[0], 0), 0, 1, 0))
+        for of in asked
+    )
+    monkeypatch.setattr("kontextd_models.engine.decode", lambda *_: next(results))
+    monkeypatch.setattr("kontextd_models.verify_alignment._STEPS", 1)
+    return check_alignment(engine)
+
+
+def test_a_model_that_does_not_give_pictures_back_fails_the_alignment(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kontextd_models.verify_alignment._STEPS", 2)
+    check = check_alignment(engine)
     assert check.passed is False
-    assert set(check.figures["ours_px"]) == set(check.figures["stock_px"]) == {"64x64", "80x48", "48x80"}
+    assert list(check.figures["stock_px"]) == ["chelsea 64x64", "chelsea 80x48", "chelsea 48x64"]
+    assert check.figures["worst"] in check.figures["ours_px"]
+    assert f"({check.figures['worst']}) at most" in check.detail
 
 
 @pytest.mark.parametrize(("right", "aligned"), [(0, True), (1, False)])
 def test_alignment_is_judged_at_half_a_pixel(
-    subject: Subject, engine: Engine, monkeypatch: pytest.MonkeyPatch, right: int, aligned: bool
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, right: int, aligned: bool
 ) -> None:
-    def moved(model: object, latents: object, width: int, height: int) -> Image.Image:
-        photo = photo_at((width, height))
-        return photo.transform(photo.size, Image.Transform.AFFINE, (1, 0, -right, 0, 1, 0))
-
-    monkeypatch.setattr("kontextd_models.engine.decode", moved)
-    check = check_alignment(subject, engine)
+    check = give_back(engine, monkeypatch, dict.fromkeys(PICTURES, right))
     assert check.passed is aligned
-    assert max(check.figures["ours_px"].values()) == pytest.approx(right, abs=0.3)
+    assert list(check.figures["ours_px"].values()) == [pytest.approx(right, abs=0.3)] * 12
+
+
+def test_one_picture_that_moves_fails_the_alignment_and_is_named(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = give_back(engine, monkeypatch, {"rocket": 1})
+    assert check.passed is False
+    assert check.figures["worst"].startswith("rocket ")
+
+
+def test_a_picture_that_comes_back_black_fails_the_alignment(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kontextd_models.verify_alignment._STEPS", 1)
+    monkeypatch.setattr("kontextd_models.engine.decode", lambda _, __, width, height: Image.new("RGB", (width, height)))
+    check = check_alignment(engine)
+    assert (check.passed, set(check.figures["ours_px"].values())) == (False, {None})
+    assert "moved by no measurable distance (chelsea 64x64)" in check.detail
+
+
+def test_the_stretched_reference_is_diffusers_own(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_sizes = engine.model.limits.preferred_sizes
+    monkeypatch.setattr(pipeline_flux_kontext, "PREFERRED_KONTEXT_RESOLUTIONS", own_sizes)
+    for size in ((64, 64), (96, 48), (48, 64)):
+        photo = photo_at(size)
+        edit = StockEdit(photo, "x", *size, steps=1, guidance_scale=2.5, seed=1)
+        theirs = stock_latents(engine.model, replace(edit, snap_reference=True))
+        assert torch.equal(stock_latents(engine.model, replace(edit, reference=snapped(photo, own_sizes))), theirs)
+        assert torch.equal(stock_latents(engine.model, edit), theirs) == (size in own_sizes)
+
+
+@pytest.mark.parametrize("limits", [ModelLimits(), ModelLimits(max_area=512 * 512)])
+def test_alignment_is_measured_at_three_aspects_that_no_edit_has_to_scale(limits: ModelLimits) -> None:
+    found = sizes(limits)
+    assert len({round(width / height, 1) for width, height in found}) == 3
+    for width, height in found:
+        planned = plan(ResolutionMode.MATCH_INPUT, width, height, limits)
+        assert (planned.width, planned.height, planned.reason) == (width, height, "")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 48), (1360, 768)])
+def test_every_picture_is_cut_to_any_size_and_has_something_to_align(size: tuple[int, int]) -> None:
+    pixels = [np.asarray(picture_at(name, size)).astype(float) for name in PICTURES]
+    assert {array.shape for array in pixels} == {(size[1], size[0], 3)}
+    assert min(array.std() for array in pixels) > 20
+    assert max(abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in combinations(pixels, 2)) < 0.7
 
 
 def test_caches_that_change_the_picture_are_found(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,14 +187,17 @@ def test_caches_that_change_the_picture_are_found(engine: Engine, monkeypatch: p
     assert check_repeat(engine).passed is False
 
 
-def test_a_restart_that_changes_the_picture_or_fails_is_found(subject: Subject, engine: Engine, tmp_path: Path) -> None:
+def test_a_restart_that_changes_the_picture_or_fails_is_found(subject: Subject, engine: Engine) -> None:
     wanted = fingerprint(engine)
     assert check_restart(replace(subject, in_new_process=lambda config: wanted), wanted).passed is True
     assert check_restart(replace(subject, in_new_process=lambda config: "0" * 64), wanted).passed is False
-    elsewhere = replace(subject, config=replace(subject.config, model=tmp_path / "nowhere"))
-    gone = check_restart(elsewhere, wanted)
-    assert gone.passed is False
-    assert "is not a folder" in gone.detail
+
+    def failing(_: EngineConfig) -> str:
+        words = "print('loading'); raise SystemExit('/nowhere is not a folder.')"
+        return subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
+
+    gone = check_restart(replace(subject, in_new_process=failing), wanted)
+    assert (gone.passed, gone.detail) == (False, "the second process failed: /nowhere is not a folder.")
 
 
 def test_a_memory_mode_that_changes_the_picture_is_found(subject: Subject, engine: Engine) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.utils import logging as transformers_logging
 
 from kontextd_models.errors import ModelError
+from kontextd_models.pretrained import load_weights, quiet
 from kontextd_models.safety.checker import Checker
 from kontextd_models.weight_files import check_weights
 
@@ -47,7 +46,7 @@ def load_folder(folder: Path) -> Checker:
     if not matching:
         known = " or ".join(_LOADERS)
         raise ModelError(f"{folder / 'config.json'} has the architectures {architectures}; a checker is a {known}.")
-    with _quiet():
+    with quiet():
         checker = matching[0](folder)
     _try_out(checker, folder)
     return checker
@@ -149,16 +148,8 @@ def _read_config(file: Path) -> dict[str, Any]:  # Any: JSON
 
 
 def _load_model(kind: Any, folder: Path) -> Any:  # Any: the loaders of both libraries are untyped
-    try:
-        model, info = kind.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # a wrong shape is a RuntimeError, a wrong setting a TypeError, and so on
-        raise ModelError(f"{folder} cannot be loaded: {error}. Copy it again.") from error
-    missing = sorted(info["missing_keys"])
-    if missing:  # a checker with random numbers in their place would flag at random
-        raise ModelError(f"{folder}: {len(missing)} tensors are missing, {missing[0]} for one. Copy the weights again.")
-    return model.eval().requires_grad_(False)
+    model, _ = load_weights(kind, folder, torch.float32)
+    return model
 
 
 def _load_processor(kind: Any, folder: Path) -> Processor:  # Any: the loader is untyped
@@ -177,17 +168,3 @@ def _try_out(checker: Checker, folder: Path) -> None:
         raise ModelError(f"{folder} fails on a test image: {error}. Copy the checker again.") from error
     if not all(map(math.isfinite, scores)):
         raise ModelError(f"{folder} scores a test image {scores}: its weights are damaged. Copy them again.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no remarks while a checker loads."""
-    bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
