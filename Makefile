@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup edit serve test check bench test-gpu wheelhouse prove-offline
+.PHONY: help setup edit serve test test-long check bench test-gpu wheelhouse prove-offline
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -17,6 +17,8 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 IMAGE ?= $(firstword $(wildcard models/kontextd_models/embedded/samples/*.jpg))
 PROMPT ?= make it black and white
 RESULT ?= out/edited.png
+DATA ?= out/data
+PORT ?= 8000
 WHEELHOUSE := dist/wheelhouse
 
 help: ## list the commands
@@ -39,11 +41,14 @@ edit: setup ## edit a bundled photo (IMAGE=..., PROMPT=..., RESULT=...)
 	@echo "before: $(IMAGE)"
 	@echo "after:  $(RESULT)"
 
-serve: setup ## start the server (comes with the server; until then: make edit)
-	@echo "There is no server yet: this version is the engine and its command line. Try 'make edit'." >&2; exit 1
+serve: setup ## start the server with a first key (DATA=folder, PORT=8000, ARGS="--model DIR ...")
+	$(VENV)/bin/kontextd serve --port $(PORT) --data "$(DATA)" --first-key "$(DATA)/first_key" $(ARGS)
 
 test: setup ## run the tests that need no GPU
-	$(PYTEST) -m "not gpu" -n 2 --dist worksteal
+	$(PYTEST) -m "not gpu and not long" -n 2 --dist worksteal
+
+test-long: setup ## run the long forms: races, fuzzing, a soak (about half an hour)
+	$(PYTEST) -m long -n 2 --dist worksteal
 
 check: setup ## lint, formatting, strict types, Dockerfile, import direction, no pickle
 	$(VENV)/bin/ruff check .

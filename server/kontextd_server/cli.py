@@ -12,16 +12,33 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from kontextd_models.errors import InputError, KontextdError, ModelError
 
-from kontextd_server import cli_edit, cli_reports
+from kontextd_server import cli_certs, cli_edit, cli_jobs, cli_keys, cli_mirror, cli_reports, cli_serve
+from kontextd_server.cli_options import add_settings, given
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import SettingError, Settings, describe, read_settings
+from kontextd_server.settings.engine import EngineSettings
+from kontextd_server.settings.fetching import FetchSettings
+from kontextd_server.settings.http import HttpSettings
+from kontextd_server.settings.work import WorkSettings
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+_COMMANDS = (
+    ("serve", cli_serve.add_serve_options, cli_serve.run_serve, "serve fal's API, with the workers of this box"),
+    ("worker", cli_serve.add_worker_options, cli_serve.run_worker, "join a queue with one worker more"),
+    ("keys", cli_keys.add_options, cli_keys.run, "make, list, import, rotate and revoke API keys"),
+    ("jobs", cli_jobs.add_options, cli_jobs.run, "list, show, cancel and retry jobs"),
+    ("mirror", cli_mirror.add_options, cli_mirror.run, "files for the URLs that an off-line box is asked for"),
+    ("certs", cli_certs.add_options, cli_certs.run, "make a private CA and the server's certificate"),
+    ("edit", cli_edit.add_options, cli_edit.run, "edit a photo by instruction"),
+    ("info", cli_reports.add_info_options, cli_reports.run_info, "devices, model, limits, and what was chosen"),
+    ("doctor", cli_reports.add_doctor_options, cli_reports.run_doctor, "is this machine fit to run the model?"),
+    ("verify", cli_reports.add_verify_options, cli_reports.run_verify, "prove the engine on this device and model"),
+)
+_ON_THE_ENGINE = ("edit", "info", "doctor", "verify")
+_SERVERS = (cli_serve.run_serve, cli_serve.run_worker, cli_serve.run_api)
 _OPTION_OF_FIELD = {
     "num_inference_steps": "--steps",
     "seed": "--seed",
@@ -36,13 +53,13 @@ _OPTION_OF_FIELD = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = build_parser().parse_args(argv)
     debug = False
     try:
-        settings = read_settings(os.environ)
+        arguments = _parsed(argv)
+        settings = read_settings(os.environ, given(arguments))
         debug = settings.debug
-        logging.basicConfig(level=settings.log_level, format="%(levelname)s: %(message)s", stream=sys.stderr)
-        code = int(arguments.run(arguments, with_options(settings, arguments)))
+        _start_logging(settings, is_server=arguments.run in _SERVERS)
+        code = int(arguments.run(arguments, settings))
         sys.stdout.flush()  # here, where a reader that went away can be caught, and not as Python shuts down
         return code
     except KeyboardInterrupt:
@@ -63,30 +80,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{told}. This is a bug or a broken installation; KONTEXTD_DEBUG=1 shows where.", FAILED, debug)
 
 
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line. `--help` and `--version` end in here, and what they print is flushed for the reason above."""
+    try:
+        return build_parser().parse_args(argv)
+    finally:
+        sys.stdout.flush()
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kontextd",
         description="Edits photos by instruction with FLUX.1 Kontext [dev], on this machine and without a network.",
-        epilog=f"environment variables:\n{describe()}",
+        epilog=f"environment variables:\n{describe(EngineSettings)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, module_add, run, text in (
-        ("edit", cli_edit.add_options, cli_edit.run, "edit a photo by instruction"),
-        ("info", cli_reports.add_info_options, cli_reports.run_info, "devices, model, limits, and what was chosen"),
-        ("doctor", cli_reports.add_doctor_options, cli_reports.run_doctor, "is this machine fit to run the model?"),
-        ("verify", cli_reports.add_verify_options, cli_reports.run_verify, "prove the engine on this device and model"),
-    ):
+    for name, add, run, text in _COMMANDS:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
-        module_add(command)
-        command.add_argument(
-            "--model", type=Path, metavar="DIR", help="diffusers folder; default: the demonstration model"
-        )
-        command.add_argument("--device", help="auto, cpu, cuda or cuda:1")
-        command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        add(command)
+        if name in _ON_THE_ENGINE:
+            add_settings(command, "model", "device")
+        if name in (*_ON_THE_ENGINE, "certs"):
+            command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+        if run in _SERVERS:
+            command.epilog = (
+                f"environment variables:\n{describe(WorkSettings, FetchSettings, HttpSettings, EngineSettings)}"
+            )
+            command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.set_defaults(run=run)
+    api = commands.add_parser("api")  # without a help text it is not listed: serve starts it
+    cli_serve.add_api_options(api)
+    api.set_defaults(run=cli_serve.run_api)
     return parser
+
+
+def _start_logging(settings: Settings, *, is_server: bool) -> None:
+    level = settings.log_level or ("INFO" if is_server else "WARNING")
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s" if is_server else "%(levelname)s: %(message)s"
+    logging.basicConfig(level=level, format=form, stream=sys.stderr)
+    logging.getLogger("alembic").setLevel("WARNING")  # it tells what it is made of, at INFO
+    if is_server and settings.log_json:
+        from kontextd_server.api.logs import JsonLines
+
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(JsonLines())
 
 
 class _Version(argparse.Action):
@@ -97,12 +136,6 @@ class _Version(argparse.Action):
 
         print(f"kontextd {versions()['kontextd']}")
         parser.exit()
-
-
-def with_options(settings: Settings, arguments: argparse.Namespace) -> Settings:
-    """The settings, where the command line does not say otherwise."""
-    model, device = arguments.model or settings.model, arguments.device or settings.device
-    return replace(settings, model=model, device=device)
 
 
 def _by_option(error: InputError) -> str:

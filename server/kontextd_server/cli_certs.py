@@ -8,7 +8,6 @@ import socket
 from dataclasses import asdict
 from pathlib import Path
 
-from kontextd_server.certs import CertificateError, instructions, write_certificates
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import Settings
 from kontextd_server.wire.hosts import HostNames
@@ -26,6 +25,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, _: Settings) -> int:
+    from kontextd_server.certs import CertificateError, instructions, write_certificates
+
     fal_names = HostNames().all
     own = arguments.name or [socket.gethostname()]
     try:

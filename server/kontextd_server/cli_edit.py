@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         raise UsageError(f"{arguments.image} is no file; check the path.")
     paths = targets(arguments.image, arguments.out, max(1, arguments.num_images))
     if arguments.preview:
-        _make_folder(arguments.preview)
+        check_can_be_folder(arguments.preview)
     card = check_folder(settings.model or embedded_model_dir()).card
     request = EditRequest(
         image=open_image(arguments.image, IntakeLimits.for_model(card.limits)),
@@ -98,6 +99,7 @@ def drive(engine: Engine, request: EditRequest, progress: Progress, previews: Pa
                 return event
             progress.show(event)
             if previews and event.preview is not None:
+                previews.mkdir(parents=True, exist_ok=True)  # now, so that an edit that is refused leaves none behind
                 save(event.preview, previews / preview_name(event, request))
     raise AssertionError("Engine.edit ended without Done")
 
@@ -126,11 +128,12 @@ def _lora_file(text: str) -> Path:
     return Path(text)
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--preview {path} cannot be made a folder: {error.strerror}.") from error
+def check_can_be_folder(path: Path) -> None:
+    """Raises `UsageError` where `--preview` names what is no folder and cannot become one. Makes nothing."""
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "cannot be written" if nearest.is_dir() else "is a file"
+        raise UsageError(f"--preview {path} cannot be made a folder: {nearest} {what}; name another.")
 
 
 def report(done: Done, paths: Sequence[Path], engine: Engine, *, as_json: bool) -> int:

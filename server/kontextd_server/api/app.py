@@ -1,6 +1,6 @@
 """The API as one ASGI application: fal's contract over the stores. Never imports torch; answers while a GPU is busy.
 
-    CallLog ▶ the front door of `wire` ▶ WholeMethods ▶ RouteNames ▶ FastAPI
+    CallLog ▶ the front door of `wire` ▶ WholeMethods ▶ RouteNames ▶ ShortPath ▶ FastAPI
 
 Everything that is done to a job goes through the store, where workers find it: there is no other protocol.
 """
@@ -19,6 +19,7 @@ from kontextd_server.api.metrics import Metrics
 from kontextd_server.api.parts import Api, ApiParts
 from kontextd_server.api.queue_routes import QueueRoutes
 from kontextd_server.api.run_routes import RunRoutes
+from kontextd_server.api.short_path import ShortPath
 from kontextd_server.api.storage_routes import StorageRoutes
 from kontextd_server.api.upload_routes import UploadRoutes
 from kontextd_server.wire.error_answers import answer_errors
@@ -27,15 +28,20 @@ from kontextd_server.wire.front_door import front_door
 _ABOUT = "FLUX.1 Kontext image editing by fal's contract, self-hosted."
 
 
-def create_app(config: ApiConfig, parts: ApiParts) -> ASGIApp:
-    """The application as a server runs it. uvicorn needs `proxy_headers=False`, `ws="none"`; see `serve`."""
+def create_app(config: ApiConfig, parts: ApiParts, *, short: bool = True) -> ASGIApp:
+    """The application as a server runs it. uvicorn needs `proxy_headers=False`, `ws="none"`; see `serve`.
+
+    `short` False leaves out the short path, which changes no answer: to compare the two.
+    """
     api, metrics = Api(config, parts), Metrics(parts.store)
-    inner = _routes(api, metrics)
-    whole = WholeMethods(RouteNames(inner), inner.routes)
+    queue = QueueRoutes(api)
+    routed = _routes(api, queue, metrics)
+    shortened = ShortPath(routed, queue.repeated) if short else routed
+    whole = WholeMethods(RouteNames(shortened), routed.routes)
     return CallLog(front_door(whole, config.door, config.table), metrics.calls)
 
 
-def _routes(api: Api, metrics: Metrics) -> FastAPI:
+def _routes(api: Api, queue: QueueRoutes, metrics: Metrics) -> FastAPI:
     app = FastAPI(
         title="kontextd",
         version=api.config.version,
@@ -46,7 +52,7 @@ def _routes(api: Api, metrics: Metrics) -> FastAPI:
         redirect_slashes=False,  # a client that posts does not follow
     )
     # Uploads before files: /files/upload is no key.
-    for routes in (QueueRoutes(api), RunRoutes(api), StorageRoutes(api), UploadRoutes(api), FileRoutes(api)):
+    for routes in (queue, RunRoutes(api), StorageRoutes(api), UploadRoutes(api), FileRoutes(api)):
         app.router.routes += routes.router().routes  # an included router costs a second matching with each call
     app.router.routes += HealthRoutes(api, metrics).router().routes
     answer_errors(app)

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from kontextd_server.api.documented import FILE
 from kontextd_server.api.methods import is_head
 from kontextd_server.api.parts import Api
 from kontextd_server.api.threads import OffLoop
@@ -40,7 +41,7 @@ class FileRoutes:
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["files"])
-        router.get("/files/{key}", response_class=StreamingResponse)(self.get)
+        router.get("/files/{key}", response_class=StreamingResponse, responses=FILE)(self.get)
         return router
 
     async def get(self, request: Request, key: str) -> Response:

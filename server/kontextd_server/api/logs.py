@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,8 +54,7 @@ class CallLog:
 
         async def send_noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer.status = message["status"]
-                answer.request_id = Headers(raw=message["headers"]).get(REQUEST_ID_HEADER, "-")
+                answer.status, answer.headers = message["status"], message["headers"]
             await send(message)
 
         try:
@@ -87,6 +87,12 @@ class RouteNames:
                 scope[_SEEN].call = getattr(route, "name", _OTHER)
 
 
+def name_call(scope: Scope, handler: Callable[..., object]) -> None:
+    """Tell `CallLog` which handler answers a call that no route was looked up for."""
+    if _SEEN in scope:
+        scope[_SEEN].call = getattr(handler, "__name__", _OTHER)
+
+
 class _Seen:
     """Shared by the copies that middlewares make of a scope."""
 
@@ -97,4 +103,8 @@ class _Answer:
     """499 is what a client that went away would have been told."""
 
     status = 499
-    request_id = "-"
+    headers: Sequence[tuple[bytes, bytes]] = ()
+
+    @property
+    def request_id(self) -> str:
+        return Headers(raw=list(self.headers)).get(REQUEST_ID_HEADER, "-")

@@ -51,6 +51,12 @@ class JobMetrics:
             "kontextd_finished_jobs", "Jobs by their end.", ["outcome", "error_type"], registry=registry
         )
         self._steps = Counter("kontextd_steps", "Denoise steps of jobs that ended.", registry=registry)
+        self._images = Counter("kontextd_images", "Images of jobs that went well.", registry=registry)
+        self._lookups = Counter(
+            "kontextd_cache_lookups", "Of jobs that went well.", ["cache", "result"], registry=registry
+        )
+        self._merges = Counter("kontextd_lora_merges", "LoRA sets merged for jobs that went well.", registry=registry)
+        self._merge = Counter("kontextd_lora_merge_seconds", "Time in these merges.", registry=registry)
         self._wait = Histogram("kontextd_wait_seconds", "From submit to start.", buckets=_WAIT_S, registry=registry)
         self._run = Histogram("kontextd_inference_seconds", "In the engine.", buckets=_RUN_S, registry=registry)
 
@@ -68,10 +74,20 @@ class JobMetrics:
         outcome = job.outcome or Outcome.FAILED
         self._finished.labels(outcome.value.lower(), (job.error_type or "")[:_MAX_TYPE]).inc()
         self._steps.inc(job.steps_done or 0)
+        self._count_work(job)
         if job.started_at is not None:
             self._wait.observe(max(0.0, job.started_at - job.created_at))
         if job.inference_s is not None:
             self._run.observe(job.inference_s)
+
+    def _count_work(self, job: Job) -> None:
+        self._images.inc(job.images or 0)
+        for cache, hit in (("prompt", job.prompt_hit), ("reference", job.reference_hit)):
+            if hit is not None:
+                self._lookups.labels(cache, "hit" if hit else "miss").inc()
+        if job.merge_s is not None:
+            self._merges.inc()
+            self._merge.inc(job.merge_s)
 
 
 class Metrics:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 
 from fastapi import APIRouter
@@ -10,15 +10,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from kontextd_server.api import outcomes
-from kontextd_server.api.documented import GONE, JSON_ERRORS, NOT_DONE, SSE
+from kontextd_server.api.documented import CANCEL, JSON_ERRORS, NOT_DONE, SSE, STATUS
 from kontextd_server.api.looks import Looker, looks
 from kontextd_server.api.parts import Api
+from kontextd_server.api.short_path import Handler
 from kontextd_server.api.submission import submit
+from kontextd_server.api.together import Together
 from kontextd_server.store import CancelAnswer, JobKind
+from kontextd_server.store.polls import JobStatus, Polls
 from kontextd_server.wire import answers, statuses
 from kontextd_server.wire.addresses import Bases
 from kontextd_server.wire.answers import QueueState
-from kontextd_server.wire.endpoints import Call
+from kontextd_server.wire.endpoints import Action, Call
 from kontextd_server.wire.errors import NotFound, UnknownRequest
 from kontextd_server.wire.openapi import takes
 from kontextd_server.wire.request_ids import REQUEST_ID_HEADER
@@ -28,12 +31,16 @@ from kontextd_server.wire.sse import EventStream
 from kontextd_server.wire.statuses import CancelOutcome, RequestView
 from kontextd_server.wire.virtual_hosts import context_of
 
+# Polls wait so long for one another: a look at many jobs costs hardly more than one at a single job.
+_LOOK_EVERY_S = 0.004
+
 
 class QueueRoutes:
     """Handlers of the queue's calls."""
 
     def __init__(self, api: Api) -> None:
-        self._api = api
+        self._api, self._polls = api, Polls(api.store.database)
+        self._statuses: Together[str, JobStatus] = Together(self._look_up, _LOOK_EVERY_S)
 
     def router(self) -> APIRouter:
         router = APIRouter(tags=["queue"])
@@ -47,10 +54,17 @@ class QueueRoutes:
         for app in sorted({endpoint.app for endpoint in self._api.config.table}):
             request = f"/queue/{app}/requests/{{request_id}}"
             router.get(request, response_model=FluxKontextLoraOutput, responses=NOT_DONE)(self.result)
-            router.get(f"{request}/status", response_model=answers.QueueStatus, responses=GONE)(self.status)
+            router.get(f"{request}/status", response_model=answers.QueueStatus, responses=STATUS)(self.status)
             router.get(f"{request}/status/stream", response_class=StreamingResponse, responses=SSE)(self.status_stream)
-            router.put(f"{request}/cancel", status_code=202, response_model=answers.CancelAnswer)(self.cancel)
+            router.put(f"{request}/cancel", status_code=202, response_model=answers.CancelAnswer, responses=CANCEL)(
+                self.cancel
+            )
         return router
+
+    @property
+    def repeated(self) -> Mapping[Action, Handler]:
+        """The calls that are worth a short path."""
+        return {Action.STATUS: self.status, Action.RESULT: self.result}
 
     async def submit(self, request: Request) -> Response:
         submitted = await submit(self._api, request, JobKind.QUEUE)
@@ -60,7 +74,11 @@ class QueueRoutes:
     async def status(self, request: Request, request_id: str, logs: str = "0") -> Response:
         looker = await self._looker(request)
         after = 0 if wants_logs(request.query_params) else None
-        look = await self._api.off_loop.read(looker.status, after)
+        job = looker.visible(await self._statuses.get(looker.request_id))
+        if looker.reads_more(job, after):
+            look = await self._api.off_loop.read(looker.look, job, after)
+        else:
+            look = looker.look(job, after)
         code, body = statuses.status(look.view, context_of(request).bases, look.logs)
         return _answer(code, body, looker.request_id)
 
@@ -81,7 +99,10 @@ class QueueRoutes:
 
     async def _looker(self, request: Request) -> Looker:
         caller = await self._api.gate.caller(request)
-        return Looker(self._api, caller, _call(request))
+        return Looker(self._api, self._polls, caller, _call(request))
+
+    async def _look_up(self, request_ids: Collection[str]) -> Mapping[str, JobStatus]:
+        return await self._api.off_loop.read(self._polls.statuses, request_ids)
 
     async def _status_events(self, looker: Looker, bases: Bases, logs: bool) -> AsyncIterator[Mapping[str, object]]:
         """Each change once; the lines of the log are told once as well, since the clients put them together."""
@@ -100,8 +121,9 @@ class QueueRoutes:
     def _result(self, looker: Looker, bases: Bases) -> Response:
         """In a thread to its last byte: results with pictures in them are large."""
         found = self._api.store.views.result(looker.request_id)
-        if found is None or not looker.may_see(found.job):
+        if found is None:
             raise UnknownRequest(looker.request_id)
+        looker.visible(found.job)
         told = outcomes.output(found, bases, with_report=self._api.config.with_report)
         return outcomes.response(told, looker.request_id)
 

@@ -16,7 +16,9 @@ from kontextd_server.api.parts import Api
 from kontextd_server.fetch.errors import FetchError
 from kontextd_server.store import JobKind, NewJob, Priority, Queued, Refusal
 from kontextd_server.wire import request_options as wire
+from kontextd_server.wire.auth import Identity
 from kontextd_server.wire.endpoints import Endpoint
+from kontextd_server.wire.error_table import placed
 from kontextd_server.wire.errors import FieldError, IdempotencyMismatch, Invalid, NotFound, QueueFull
 from kontextd_server.wire.json_bodies import read_json
 from kontextd_server.wire.request_ids import request_id_of
@@ -49,7 +51,7 @@ async def submit(api: Api, request: Request, kind: JobKind) -> Submitted:
     check_limits(wanted, api.config.limits)
     if asked.webhook_url is not None:
         await _check_webhook(api, asked.webhook_url)
-    return await api.off_loop.write(_enqueue, api, request, _Order(kind, caller.owner, options, asked, wanted))
+    return await api.off_loop.write(_enqueue, api, request, _Order(kind, caller, options, asked, wanted))
 
 
 def check_limits(wanted: FluxKontextLoraInput, limits: ApiLimits) -> None:
@@ -72,7 +74,7 @@ def lora_key(loras: Iterable[LoraWeight]) -> str:
 @dataclass(frozen=True)
 class _Order:
     kind: JobKind
-    owner: str
+    caller: Identity
     options: RequestOptions
     asked: SubmitOptions
     wanted: FluxKontextLoraInput
@@ -82,7 +84,7 @@ async def _check_webhook(api: Api, url: str) -> None:
     try:
         await api.off_loop.check(api.parts.check_webhook, url)
     except FetchError as error:
-        raise Invalid([FieldError(("query", "fal_webhook"), str(error), "value_error")]) from error
+        raise placed(error, ("query", "fal_webhook")) from error
 
 
 def _enqueue(api: Api, request: Request, order: _Order) -> Submitted:
@@ -93,7 +95,7 @@ def _enqueue(api: Api, request: Request, order: _Order) -> Submitted:
     seeded = order.wanted.model_copy(update={"seed": _seed(order.wanted)})
     job = NewJob(
         endpoint=endpoint.id,
-        owner=order.owner,
+        owner=order.caller.owner,
         payload=as_sent if order.wanted.seed is not None else seeded.model_dump_json().encode(),
         request_id=request_id_of(request),
         kind=order.kind,
@@ -109,6 +111,8 @@ def _enqueue(api: Api, request: Request, order: _Order) -> Submitted:
         idempotency_key=options.idempotency_key,
         body_hash=hashlib.sha256(as_sent).hexdigest(),
         max_queue_length=order.asked.max_queue_length,
+        files_expire_s=options.files_expire_s,
+        key_id=order.caller.key_id,
     )
     queued = _accepted(api.store.jobs.enqueue(job), job)
     is_shared = options.idempotency_key is not None

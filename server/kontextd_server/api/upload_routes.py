@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from kontextd_server.api.documented import JSON_ERRORS
+from kontextd_server.api.documented import UPLOAD
 from kontextd_server.api.parts import Api
 from kontextd_server.api.receiving import receive
 from kontextd_server.files import Grant, Label, Part
@@ -27,7 +27,7 @@ class UploadRoutes:
         self._api = api
 
     def router(self) -> APIRouter:
-        router = APIRouter(prefix="/files", tags=["files"], responses=JSON_ERRORS)
+        router = APIRouter(prefix="/files", tags=["files"], responses=UPLOAD)
         parts = Depends(body_of(CompleteUpload, self._api.config.limits.small_body))
 
         async def complete_granted(grant: str, listed: CompleteUpload = parts) -> Response:

@@ -1,8 +1,9 @@
 """Which addresses may be connected to, for what. Pure: addresses and names in, yes or an error out; knows no network.
 
-Public addresses are open to everybody. Everything else is closed until the operator lists it for the purpose: a CIDR
-opens its addresses, a host name opens private addresses under that name (a studio's own servers), but not loopback and
-link-local ones, since whoever answers for the name in DNS would choose them. Metadata services are never open.
+Public addresses are open to everybody, unless this box is off-line. Everything else is closed until the operator lists
+it for the purpose: a CIDR opens its addresses, a host name opens private addresses under that name (a studio's own
+servers), but not loopback and link-local ones, since whoever answers for the name in DNS would choose them. Metadata
+services are never open.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ _METADATA = frozenset(
 )
 _METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog", "instance-data"})
 
-_PRIVATE = frozenset({"private", "shared (CGNAT)", "unique local"})  # what a listed host name opens
+_PUBLIC = "public, and this server is off-line"
+_OPEN_BY_NAME = frozenset({"private", "shared (CGNAT)", "unique local", _PUBLIC})  # what a listed host name opens
 
 # IANA's registries of special-purpose addresses (RFC 6890 and its updates), of IPv4 and IPv6. Tables of our own: those
 # of the `ipaddress` module change with the release of Python.
@@ -133,18 +135,23 @@ def check_name(host: str, purpose: Purpose) -> None:
         raise _never(host, purpose)
 
 
-def check_address(address: Address, host: str, purpose: Purpose, allow: AllowList) -> None:
-    """Raises `AddressDenied`, naming address, purpose and setting, unless `host` may be reached at `address`."""
+def check_address(
+    address: Address, host: str, purpose: Purpose, allow: AllowList, *, listed_only: bool = False
+) -> None:
+    """Raises `AddressDenied`, naming address, purpose and setting, unless `host` may be reached at `address`.
+
+    `listed_only`: this box is off-line, so that a public address has to be listed like any other.
+    """
     forms = [plain(address), *_hidden(plain(address))]
     if any(form in _METADATA for form in forms):
         raise _never(f"{host} ({address})" if host != str(address) else host, purpose)
-    kind = _kind(forms[0])
+    kind = _kind(forms[0]) or (_PUBLIC if listed_only else None)
     if kind is None or any(allow.holds(form) for form in forms):
         return
-    if kind in _PRIVATE and allow.names(host):
+    if kind in _OPEN_BY_NAME and allow.names(host):
         return
     where = host if host == str(address) else f"{host} has the address {address}, which"
-    remedy = f"{host} or {address}" if kind in _PRIVATE and host != str(address) else str(address)
+    remedy = f"{host} or {address}" if kind in _OPEN_BY_NAME and host != str(address) else str(address)
     raise AddressDenied(
         f"{where} is {kind}: denied for the purpose '{purpose}'. The operator of this server can allow it by adding "
         f"{remedy} to {purpose.allow_setting}.",

@@ -60,7 +60,8 @@ IMAGE_RULES = PurposeRules()
 LORA_RULES = PurposeRules(
     max_bytes=4096 * _MIB, total_s=900.0, idle_s=30.0, attempts=5, fresh_s=300.0, keep_s=30 * 86400.0
 )
-WEBHOOK_RULES = PurposeRules(max_bytes=64 * 1024, total_s=15.0, max_redirects=0, attempts=1)
+# fal gives a receiver 15 s, however it spends them.
+WEBHOOK_RULES = PurposeRules(max_bytes=64 * 1024, total_s=15.0, idle_s=15.0, max_redirects=0, attempts=1)
 
 
 @dataclass(frozen=True)

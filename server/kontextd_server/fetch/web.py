@@ -81,7 +81,7 @@ class Web:
         body: bytes | None = None,
     ) -> Iterator[Answer]:
         """One request. Raises `AddressDenied`, `DownloadFailed` and `DownloadTimedOut`, naming the target."""
-        if self.config.offline and purpose is not Purpose.WEBHOOK:
+        if self.config.offline and purpose is not Purpose.WEBHOOK:  # which have no mirror, but rules: see `_admit`
             raise NotMirrored(f"{target} cannot be reached: this server is off-line.")
         rules = self.config.rules(purpose)
         timeouts = {"connect": rules.connect_s, "read": rules.idle_s, "write": rules.idle_s, "pool": rules.connect_s}
@@ -112,14 +112,17 @@ class Web:
             return
         check_name(target.host, purpose)
         for address in resolve(self.resolver, target.host, target.port, deadline.bounded_s(rules.connect_s)):
-            check_address(address, target.host, purpose, rules.allow)
+            self._admit(address, target.host, purpose)
+
+    def _admit(self, address: Address, host: str, purpose: Purpose) -> None:
+        check_address(address, host, purpose, self.config.rules(purpose).allow, listed_only=self.config.offline)
 
     def _pool(self, target: Target, purpose: Purpose, deadline: Deadline) -> httpcore2.ConnectionPool:
         rules = self.config.rules(purpose)
         tls = self.tls if target.scheme == "https" else None
 
         def admit(host: str, address: Address) -> None:
-            check_address(address, host, purpose, rules.allow)
+            self._admit(address, host, purpose)
 
         def admit_proxy(_: str, __: Address) -> None:
             """The operator chose the proxy himself."""

@@ -121,13 +121,13 @@ class Uploads:
         return self.root / upload_id
 
     def _checked(self, upload: Upload, parts: Sequence[Part], limit_bytes: int | None) -> list[Path]:
-        numbers = [part.number for part in parts]
         if not 1 <= len(parts) <= self.limits.max_parts:
             raise InvalidPart(f"the list has {len(parts)} parts; it needs 1 to {self.limits.max_parts}.")
-        if numbers != sorted(set(numbers)):
-            raise InvalidPart("the parts of the list must be in ascending order of partNumber, each once.")
+        by_number = {part.number: part for part in parts}
+        if len(by_number) < len(parts):
+            raise InvalidPart("the list has a partNumber twice. Name each part once.")
         with storage_errors(self.root):
-            paths = [self._part(upload, part) for part in parts]
+            paths = [self._part(upload, by_number[number]) for number in sorted(by_number)]
             total = sum(path.stat().st_size for path in paths)
         if limit_bytes is not None and total > limit_bytes:
             raise FileTooLarge(f"the parts have {total} bytes together; {limit_bytes} are allowed in one file.")

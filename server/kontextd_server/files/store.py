@@ -130,7 +130,10 @@ class FileStore(Protocol):
         """Raises `UploadNotFound`, `InvalidPart`."""
 
     def complete_upload(self, upload_id: str, parts: Sequence[Part]) -> StoredFile:
-        """Join parts, in ascending order of numbers. Asked again after success it answers the same."""
+        """Join parts by their numbers, listed in whatever order. Asked again after success it answers the same.
+
+        fal's client for Python sends parts side by side and lists each as it is done.
+        """
 
     def abort_upload(self, upload_id: str) -> None:
         """Forget an upload and its parts. Raises `UploadNotFound`."""

@@ -20,9 +20,10 @@ A job is IN_QUEUE, IN_PROGRESS or COMPLETED, the last with an outcome:
 
 from kontextd_server.store import topics
 from kontextd_server.store.database import sqlite_url
-from kontextd_server.store.errors import SchemaMismatch, StoreError, StoreUnavailable, UnsupportedDatabase
+from kontextd_server.store.errors import KeyRefused, SchemaMismatch, StoreError, StoreUnavailable, UnsupportedDatabase
 from kontextd_server.store.migrate import migrate
 from kontextd_server.store.policy import Policy
+from kontextd_server.store.readings import Delivery, Gauges, Job, JobFilter, JobReport, Preview, Result, WebhookReport
 from kontextd_server.store.records import (
     CANCELLED,
     NOT_STARTED_IN_TIME,
@@ -30,12 +31,8 @@ from kontextd_server.store.records import (
     ApiKey,
     CancelAnswer,
     Claim,
-    Delivery,
     Failure,
     FinishAnswer,
-    Gauges,
-    Job,
-    JobFilter,
     JobKind,
     JobState,
     Lease,
@@ -43,18 +40,18 @@ from kontextd_server.store.records import (
     NewJob,
     NewKey,
     Outcome,
-    Preview,
     Priority,
     Progress,
     Pruned,
     Queued,
     Refusal,
-    Result,
     RetryAnswer,
     Scope,
     Standing,
     Success,
     Swept,
+    WebhookState,
+    Work,
     Worker,
     WorkerState,
 )
@@ -75,7 +72,9 @@ __all__ = [
     "Job",
     "JobFilter",
     "JobKind",
+    "JobReport",
     "JobState",
+    "KeyRefused",
     "Lease",
     "LogLine",
     "NewJob",
@@ -101,6 +100,9 @@ __all__ = [
     "Swept",
     "UnsupportedDatabase",
     "Watcher",
+    "WebhookReport",
+    "WebhookState",
+    "Work",
     "Worker",
     "WorkerState",
     "migrate",

@@ -92,7 +92,7 @@ class Database:
     def hint(self, connection: sa.Connection, *topics: str) -> None:
         """Wake whoever watches these topics, once the transaction is committed."""
         if self.is_sqlite:
-            connection.execute(sa.insert(tables.hints), [{"topic": topic} for topic in topics])
+            connection.execute(_HINT, [{"topic": topic} for topic in topics])
             return
         for topic in topics:
             connection.execute(_NOTIFY, {"topic": topic})
@@ -155,6 +155,7 @@ class ServerClock:
         self._offset_s, self._measured_s = server_s - (before_s + after_s) / 2, after_s
 
 
+_HINT = sa.insert(tables.hints)
 _NOTIFY = sa.text("SELECT pg_notify('kontextd', :topic)")
 _LOCK = sa.text(f"SELECT pg_advisory_xact_lock({_LOCK_CLASS}, :what)")
 _SERVER_TIME = sa.text("SELECT extract(epoch FROM clock_timestamp())")

@@ -3,6 +3,7 @@
     StoreError
     ├── StoreUnavailable      the database does not answer, is locked or full: try again later
     ├── SchemaMismatch        the database was made by another version of kontextd
+    ├── KeyRefused            an existing key that cannot be taken over
     └── UnsupportedDatabase   the URL is of no kind that the store can use
 
 A transition that finds the job in another state is no error: it is the method's answer.
@@ -21,6 +22,10 @@ class StoreUnavailable(StoreError):
 
 class SchemaMismatch(StoreError):
     """The tables are not those that this version knows; the message says what to do."""
+
+
+class KeyRefused(StoreError):
+    """A key that nobody could send, that is too short to be safe, or that is known; the message does not show it."""
 
 
 class UnsupportedDatabase(StoreError):

@@ -21,7 +21,7 @@ from kontextd_server.store.records import (
     RetryAnswer,
     WebhookState,
 )
-from kontextd_server.store.settle import SETTLED_COLUMNS, ending_values, settle
+from kontextd_server.store.settle import ENDED, SETTLED_COLUMNS, ending_values, settle
 from kontextd_server.store.tables import BodyKind, bodies, idempotency_keys, jobs, webhooks
 from kontextd_server.store.views import BEFORE_IN_QUEUE
 
@@ -51,19 +51,9 @@ class Jobs:
     def request_cancel(self, request_id: str, *, owner: str | None = None) -> CancelAnswer:
         """A waiting job ends at once; a running one is marked, and its worker told at the next renewal."""
         now = self._clock()
-        waits = jobs.c.state == JobState.IN_QUEUE
-        ended = {
-            name: sa.case((waits, sa.literal(value, jobs.c[name].type)), else_=jobs.c[name])
-            for name, value in ending_values(CANCELLED, now).items()
-        }
-        statement = (
-            sa.update(jobs)
-            .where(_of(request_id, owner), jobs.c.state != JobState.COMPLETED)
-            .values(ended | {"cancel_requested": True})
-            .returning(*SETTLED_COLUMNS, jobs.c.state)
-        )
+        asked = {"wanted": request_id, "by": owner}
         with self._database.write() as connection:
-            row = connection.execute(statement).one_or_none()
+            row = connection.execute(_CANCEL, asked | ending_values(CANCELLED, now)).one_or_none()
             if row is None:
                 known = connection.execute(sa.select(jobs.c.id).where(_of(request_id, owner))).one_or_none()
                 return CancelAnswer.ALREADY_COMPLETED if known else CancelAnswer.NOT_FOUND
@@ -141,7 +131,7 @@ class Jobs:
         ).scalar_one()
         padding = self._database.padding(job.transient)
         connection.execute(
-            sa.insert(bodies),
+            _INSERT_INPUT,
             {"job_id": job_id, "kind": BodyKind.INPUT, "number": 0, "padding": padding, "body": job.payload},
         )
         if job.idempotency_key is not None:
@@ -167,10 +157,24 @@ class Jobs:
 
 _COPIED = (
     *("request_id", "endpoint", "owner", "kind", "lora_key", "runner_hint"),
-    *("transient", "webhook_url", "base_url", "tags"),
+    *("transient", "webhook_url", "base_url", "tags", "files_expire_s", "key_id"),
 )
 _WAITING = sa.select(sa.func.count()).where(jobs.c.state == JobState.IN_QUEUE)
 _INSERT = sa.insert(jobs).returning(jobs.c.id)
+_INSERT_INPUT = sa.insert(bodies)
+_WAITS = jobs.c.state == JobState.IN_QUEUE
+_BY = sa.bindparam("by", type_=jobs.c.owner.type)
+_CANCEL = (
+    sa.update(jobs)
+    .where(
+        jobs.c.request_id == sa.bindparam("wanted"),
+        sa.or_(_BY.is_(None), jobs.c.owner == _BY),
+        jobs.c.state != JobState.COMPLETED,
+    )
+    .values({name: sa.case((_WAITS, value), else_=jobs.c[name]) for name, value in ENDED.items()})
+    .values(cancel_requested=True)
+    .returning(*SETTLED_COLUMNS, jobs.c.state)
+)
 _AGAIN: dict[str, object] = {
     "state": JobState.IN_QUEUE,
     "outcome": None,
@@ -180,6 +184,7 @@ _AGAIN: dict[str, object] = {
     "steps_done": None,
     "steps_total": None,
     "error_type": None,
+    "error_message": None,
     "http_status": None,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from collections.abc import Callable, Collection
 from uuid import uuid4
@@ -10,6 +11,7 @@ from uuid import uuid4
 import sqlalchemy as sa
 
 from kontextd_server.store.database import Database
+from kontextd_server.store.errors import KeyRefused
 from kontextd_server.store.records import ApiKey, NewKey, Scope
 from kontextd_server.store.settle import Row
 from kontextd_server.store.tables import api_keys
@@ -26,10 +28,25 @@ class ApiKeys:
         with self._database.write() as connection:
             return self._create(connection, name, scopes)
 
-    def import_key(self, plain: str, name: str, scopes: Collection[Scope] = (Scope.INFER,)) -> ApiKey:
-        """Keep an existing key, so that its users need not change it. A key that is known already stays as it is."""
+    def import_key(
+        self, plain: str, name: str, scopes: Collection[Scope] = (Scope.INFER,), *, must_be_new: bool = False
+    ) -> ApiKey:
+        """Keep an existing key, so that its users need not change it. Raises `KeyRefused`.
+
+        One that is known already, revoked perhaps, stays as it is; where it `must_be_new`, it is refused.
+        """
+        if not _KEY.fullmatch(plain):
+            raise KeyRefused(
+                f"the key for {name!r} cannot be taken over: it has {len(plain)} characters. A key is 16 to 1024 "
+                "characters of ASCII without a space, such as id:secret."
+            )
+        key_id = str(uuid4())
         with self._database.write() as connection:
-            return self._insert(connection, str(uuid4()), plain, name, scopes)
+            key = self._insert(connection, key_id, plain, name, scopes)
+        if must_be_new and key.id != key_id:
+            state = "it is revoked" if key.revoked_at is not None else "it is let in"
+            raise KeyRefused(f"the key for {name!r} is known already as {key.id} of {key.name!r}: {state}.")
+        return key
 
     def find(self, plain: str) -> ApiKey | None:
         """The key, unless it is unknown or revoked.
@@ -38,6 +55,12 @@ class ApiKeys:
         """
         with self._database.read() as connection:
             row = connection.execute(_FIND, {"wanted": _sha256(plain)}).one_or_none()
+        return None if row is None else _to_key(row)
+
+    def by_id(self, key_id: str) -> ApiKey | None:
+        """The key, unless it is unknown or revoked."""
+        with self._database.read() as connection:
+            row = connection.execute(_BY_ID, {"wanted": key_id}).one_or_none()
         return None if row is None else _to_key(row)
 
     def all(self) -> tuple[ApiKey, ...]:
@@ -85,7 +108,11 @@ class ApiKeys:
         return None if row is None else _to_key(row)
 
 
-_FIND = sa.select(api_keys).where(api_keys.c.sha256 == sa.bindparam("wanted"), api_keys.c.revoked_at.is_(None))
+_GOOD = sa.select(api_keys).where(api_keys.c.revoked_at.is_(None))
+_FIND = _GOOD.where(api_keys.c.sha256 == sa.bindparam("wanted"))
+_BY_ID = _GOOD.where(api_keys.c.id == sa.bindparam("wanted"))
+# What can stand in a header. Shorter ones could be guessed from their hash.
+_KEY = re.compile(r"[\x21-\x7e]{16,1024}")
 
 
 def _sha256(plain: str) -> str:

@@ -1,8 +1,7 @@
-"""The plain records that go in and out of the store. Knows no SQL, no JSON: payloads are bytes."""
+"""The plain records of jobs, keys and workers as they are written. Knows no SQL, no JSON: payloads are bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, StrEnum
 from uuid import uuid4
@@ -72,6 +71,8 @@ class NewJob:
 
     A `transient` job leaves no payload behind: its input is erased when it completes, its result a set time later.
     `body_hash` is what a repeated `idempotency_key` is held against; without it, the SHA-256 of the payload.
+    `files_expire_s`: how long the caller wants the files of the result to be kept, None where that is the operator's to
+    say.
     """
 
     endpoint: str
@@ -91,6 +92,8 @@ class NewJob:
     idempotency_key: str | None = None
     body_hash: str | None = None
     max_queue_length: int | None = None  # refuse when so many wait already
+    files_expire_s: float | None = None
+    key_id: str | None = None  # the key that it came with; its name is the owner
 
 
 class Refusal(Enum):
@@ -154,6 +157,7 @@ class Claim:
     base_url: str | None
     created_at: float
     runs_left: int  # after this one
+    files_expire_s: float | None = None
 
 
 class Standing(Enum):
@@ -193,11 +197,13 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Preview:
-    """The newest preview of a running job; `number` rises with each."""
+class Work:
+    """What the engine did for a job that went well, to be counted. A hit is None where nothing was looked up."""
 
-    number: int
-    body: bytes
+    images: int = 0
+    prompt_hit: bool | None = None
+    reference_hit: bool | None = None
+    merge_s: float | None = None  # None: no LoRA set had to be merged
 
 
 @dataclass(frozen=True)
@@ -206,28 +212,37 @@ class Success:
 
     body: bytes
     inference_s: float | None = None
+    work: Work = field(default_factory=Work)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed. `http_status` and `body` are what the caller is to be answered."""
+    """A job that failed. `http_status` and `body` are what the caller is answered, `message` is its text alone."""
 
     error_type: str
     http_status: int
     body: bytes
+    message: str = ""
 
 
 CANCELLED = Failure(
-    "client_cancelled", 499, b'{"detail": "The request was cancelled.", "error_type": "client_cancelled"}'
+    "client_cancelled",
+    499,
+    b'{"detail": "The request was cancelled.", "error_type": "client_cancelled"}',
+    "The request was cancelled.",
 )
 NOT_STARTED_IN_TIME = Failure(
-    "request_timeout", 504, b'{"detail": "The request did not start in time.", "error_type": "request_timeout"}'
+    "request_timeout",
+    504,
+    b'{"detail": "The request did not start in time.", "error_type": "request_timeout"}',
+    "The request did not start in time.",
 )
 # Never a 503 or 504: clients would post the job that kills its workers again.
 WORKERS_LOST = Failure(
     "runner_disconnected",
     500,
     b'{"detail": "The worker was lost while it ran the request.", "error_type": "runner_disconnected"}',
+    "The worker was lost while it ran the request.",
 )
 
 
@@ -241,92 +256,7 @@ class Swept:
     overdue: tuple[str, ...] = ()
 
 
-# Reading.
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job without its payloads. `queue_position` counts the jobs before it, None once it left the queue."""
-
-    id: int
-    request_id: str
-    endpoint: str
-    owner: str
-    kind: JobKind
-    state: JobState
-    outcome: Outcome | None
-    priority: Priority
-    lora_key: str
-    transient: bool
-    tags: str | None
-    webhook_url: str | None
-    base_url: str | None
-    created_at: float
-    start_by: float | None
-    started_at: float | None  # of the latest attempt
-    finished_at: float | None
-    attempt: int
-    runs_left: int
-    worker: str | None  # the latest
-    lease_until: float | None
-    cancel_requested: bool
-    steps_done: int | None
-    steps_total: int | None
-    error_type: str | None
-    http_status: int | None
-    inference_s: float | None
-    queue_position: int | None = None
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a job left to be read. `body` is None while it is not completed, and once it has expired."""
-
-    job: Job
-    body: bytes | None
-
-    @property
-    def expired(self) -> bool:
-        return self.job.state is JobState.COMPLETED and self.body is None
-
-
-@dataclass(frozen=True)
-class JobFilter:
-    """Which jobs to list; None means any."""
-
-    owner: str | None = None
-    endpoint: str | None = None
-    state: JobState | None = None
-    outcome: Outcome | None = None
-    worker: str | None = None
-    finished_after: float | None = None
-    before_id: int | None = None  # the next page: older than this one
-
-
-@dataclass(frozen=True)
-class Gauges:
-    """What waits and runs now."""
-
-    queued: Mapping[Priority, int]
-    running: int
-    oldest_queued_s: float
-    webhooks_pending: int
-    workers: Mapping[WorkerState, int]
-
-
-# Webhooks, keys, workers.
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A webhook to post now. `attempt` fences: only who claimed it last can say how it went."""
-
-    id: int
-    attempt: int  # 1 at first
-    url: str
-    created_at: float
-    job: Job
-    body: bytes | None  # the result or the failure's body
+# Keys, workers.
 
 
 @dataclass(frozen=True)

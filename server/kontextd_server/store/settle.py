@@ -1,7 +1,11 @@
-"""What completes a job, within a transaction that the caller began. Knows no leases and no clock."""
+"""What completes a job, within a transaction that the caller began. Knows no leases and no clock.
+
+Statements are built once: building one takes longer than running it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,43 +20,66 @@ from kontextd_server.store.tables import BodyKind, bodies, jobs, webhooks
 Row = sa.Row[*tuple[Any, ...]]
 Ending = Success | Failure
 
+_MAX_MESSAGE = 2000  # characters; the whole of it is in the body
+
+
+def _new(name: str) -> sa.BindParameter[Any]:  # Any: of the column's type
+    return sa.bindparam(f"new_{name}", type_=jobs.c[name].type)
+
+
+_OF_SUCCESS = ("inference_s", "images", "prompt_hit", "reference_hit", "merge_s")
+# The SET of each guarded statement that completes jobs; `ending_values` gives what it binds.
+ENDED: dict[str, sa.ColumnElement[Any]] = {
+    "state": sa.literal(JobState.COMPLETED, jobs.c.state.type),
+    "lease_until": sa.null(),
+    **{name: _new(name) for name in ("finished_at", "outcome", "error_type", "http_status", *_OF_SUCCESS)},
+    # It may quote the caller: of a transient job nothing stays.
+    "error_message": sa.case((jobs.c.transient, sa.null()), else_=_new("error_message")),
+}
 # What `settle` must be told of a job: let the guarded statement return these.
 SETTLED_COLUMNS = (jobs.c.id, jobs.c.request_id, jobs.c.transient, jobs.c.webhook_url)
 
+_OF_JOB = bodies.c.job_id == sa.bindparam("job")
+_ERASE = sa.delete(bodies).where(_OF_JOB, bodies.c.kind == BodyKind.PREVIEW)
+_ERASE_ALL = sa.delete(bodies).where(_OF_JOB, bodies.c.kind.in_([BodyKind.PREVIEW, BodyKind.INPUT]))
+_KEEP = sa.insert(bodies)
+_TELL = sa.insert(webhooks)
+
 
 def ending_values(ending: Ending, now: float) -> dict[str, object]:
-    """The columns of a job that ends so: the SET of the guarded statement."""
-    values: dict[str, object] = {"state": JobState.COMPLETED, "finished_at": now, "lease_until": None}
+    """What `ENDED` binds for a job that ends so."""
+    values: dict[str, object] = {"finished_at": now}
     if isinstance(ending, Success):
-        return values | {"outcome": Outcome.OK, "inference_s": ending.inference_s}
-    outcome = Outcome.CANCELLED if ending is CANCELLED else Outcome.FAILED
-    return values | {"outcome": outcome, "error_type": ending.error_type, "http_status": ending.http_status}
+        values |= {"outcome": Outcome.OK, "error_type": None, "http_status": None, "error_message": None}
+        values |= {"inference_s": ending.inference_s, **asdict(ending.work)}
+    else:
+        values["outcome"] = Outcome.CANCELLED if ending is CANCELLED else Outcome.FAILED
+        values |= {"error_type": ending.error_type, "http_status": ending.http_status}
+        values |= {"error_message": ending.message[:_MAX_MESSAGE] or None, **dict.fromkeys(_OF_SUCCESS)}
+    return {f"new_{name}": value for name, value in values.items()}
 
 
 def settle(database: Database, connection: sa.Connection, row: Row, ending: Ending, now: float, policy: Policy) -> None:
     """Keep the result, erase what must not stay, put the webhook into the outbox and wake who waits."""
-    erased = [BodyKind.PREVIEW, BodyKind.INPUT] if row.transient else [BodyKind.PREVIEW]
-    connection.execute(sa.delete(bodies).where(bodies.c.job_id == row.id, bodies.c.kind.in_(erased)))
-    connection.execute(
-        sa.insert(bodies).values(
-            job_id=row.id,
-            kind=BodyKind.RESULT,
-            number=0,
-            expires_at=now + policy.transient_result_s if row.transient else None,
-            padding=database.padding(row.transient),
-            body=ending.body,
-        )
-    )
+    connection.execute(_ERASE_ALL if row.transient else _ERASE, {"job": row.id})
+    result = {
+        "job_id": row.id,
+        "kind": BodyKind.RESULT,
+        "number": 0,
+        "expires_at": now + policy.transient_result_s if row.transient else None,
+        "padding": database.padding(row.transient),
+        "body": ending.body,
+    }
+    connection.execute(_KEEP, result)
     database.hint(connection, topics.job(row.request_id))
     if row.webhook_url is not None:
-        connection.execute(
-            sa.insert(webhooks).values(
-                job_id=row.id,
-                url=row.webhook_url,
-                state=WebhookState.PENDING,
-                attempt=0,
-                next_at=now,
-                created_at=now,
-            )
-        )
+        webhook = {
+            "job_id": row.id,
+            "url": row.webhook_url,
+            "state": WebhookState.PENDING,
+            "attempt": 0,
+            "next_at": now,
+            "created_at": now,
+        }
+        connection.execute(_TELL, webhook)
         database.hint(connection, topics.WEBHOOKS)

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 import sqlalchemy as sa
 
 from kontextd_server.store.database import Database
 from kontextd_server.store.policy import Policy
-from kontextd_server.store.records import (
-    Gauges,
-    Job,
-    JobFilter,
-    JobState,
-    LogLine,
-    Preview,
-    Priority,
-    Result,
-    WebhookState,
-)
+from kontextd_server.store.readings import Gauges, Job, JobFilter, JobReport, Preview, Result, WebhookReport
+from kontextd_server.store.records import JobState, LogLine, Priority, WebhookState
 from kontextd_server.store.settle import Row
 from kontextd_server.store.tables import BodyKind, bodies, events, jobs, webhooks, workers
 
@@ -100,6 +91,17 @@ class Views:
         with self._database.read() as connection:
             return tuple(to_job(row) for row in connection.execute(statement))
 
+    def report(self, request_id: str) -> JobReport | None:
+        """What an operator is told of one job."""
+        job = self.status(request_id)
+        return None if job is None else JobReport(job, self._webhooks([job]).get(job.id))
+
+    def reports(self, wanted: JobFilter | None = None, *, limit: int = 100) -> tuple[JobReport, ...]:
+        """As `jobs`."""
+        found = self.jobs(wanted, limit=limit)
+        told = self._webhooks(found)
+        return tuple(JobReport(job, told.get(job.id)) for job in found)
+
     def gauges(self) -> Gauges:
         """What waits and runs now, counted over the jobs that are not completed."""
         now = self._clock()
@@ -127,6 +129,16 @@ class Views:
             webhooks_pending=webhooks_pending,
             workers=states,
         )
+
+    def _webhooks(self, of: Sequence[Job]) -> dict[int, WebhookReport]:
+        """The latest of each job: one that is run again makes another."""
+        statement = sa.select(webhooks).where(webhooks.c.job_id.in_([job.id for job in of])).order_by(webhooks.c.id)
+        with self._database.read() as connection:
+            rows = connection.execute(statement).all()
+        return {
+            row.job_id: WebhookReport(row.state, row.attempt, row.next_at, row.last_error, row.finished_at)
+            for row in rows
+        }
 
     def _body(self, request_id: str, kind: BodyKind) -> tuple[int, bytes | None]:
         statement = (

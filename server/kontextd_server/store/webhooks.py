@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from kontextd_server.store.database import Database
 from kontextd_server.store.policy import Policy
-from kontextd_server.store.records import Delivery, WebhookState
+from kontextd_server.store.readings import Delivery
+from kontextd_server.store.records import WebhookState
 from kontextd_server.store.tables import BodyKind, bodies, jobs, webhooks
 from kontextd_server.store.views import job_columns, to_job
 

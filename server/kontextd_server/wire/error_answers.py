@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from kontextd_server.wire import errors
-from kontextd_server.wire.error_table import ANSWERS, ErrorAnswer, answer
+from kontextd_server.wire.error_table import ANSWERS, ErrorAnswer, answer, row_of
 from kontextd_server.wire.request_ids import request_id_of
 from kontextd_server.wire.validation import field_errors
 
@@ -37,11 +37,15 @@ def answer_errors(app: Starlette) -> None:
 
 
 def _expected(request: Request, error: Exception) -> Response:
-    return error_response(_of_the_tree(request, error))
+    error = _of_the_tree(request, error)
+    if row_of(error).told is not None:  # the client is not told the cause
+        log.error("request %s: %s failed: %s", request_id_of(request), request.method, error)
+    return error_response(error)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("request %s: %s %s failed", request_id_of(request), request.method, request.url.path, exc_info=error)
+    # Without its path, which may hold an upload grant.
+    log.error("request %s: %s failed", request_id_of(request), request.method, exc_info=error)
     return error_response(error)
 
 

@@ -25,6 +25,7 @@ from enum import StrEnum
 
 from kontextd_models import errors as engine
 
+from kontextd_server.fetch import errors as fetch
 from kontextd_server.files import errors as files
 from kontextd_server.store import errors as store
 from kontextd_server.wire import errors as wire
@@ -37,6 +38,7 @@ FAL_ERRORS_PAGE = "https://docs.fal.ai/errors#"
 # What the engine calls a field where the wire has another name.
 _WIRE_FIELDS = {"image": "image_url"}
 _NOT_PUBLIC = "the server failed. Its operator finds the cause in the log, under the id in x-fal-request-id."
+_FULL = "the server's file store is full. Its operator must make room; send the request again after that."
 
 
 class Shape(StrEnum):
@@ -48,13 +50,14 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """`retry`: the same request may succeed later, unchanged."""
+    """`retry`: the same request may succeed later, unchanged. `told` is said in place of a message that names what is
+    nobody's business, such as folders; that one stays in the log."""
 
     status: int
     error_type: str
     shape: Shape = Shape.TEXT
     retry: bool = False
-    public: bool = True  # False: the message stays in the log
+    told: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -94,12 +97,14 @@ ANSWERS: Mapping[type[BaseException], Row] = {
     files.GrantExpired: Row(403, "auth_error"),
     files.FileTooLarge: Row(413, "file_too_large"),
     files.InvalidRange: Row(416, "bad_request"),
-    files.QuotaExceeded: Row(507, "internal_error"),
-    files.StoreFull: Row(507, "internal_error"),
-    files.StoreUnavailable: Row(503, "runner_scheduling_failure", retry=True, public=False),
-    store.StoreUnavailable: Row(503, "runner_scheduling_failure", retry=True, public=False),
-    engine.KontextdError: Row(500, "internal_server_error", Shape.LIST, public=False),
-    BaseException: Row(500, "internal_error", public=False),
+    files.QuotaExceeded: Row(507, "internal_error", told=_FULL),
+    files.StoreFull: Row(507, "internal_error", told=_FULL),
+    files.StoreUnavailable: Row(503, "runner_scheduling_failure", retry=True, told=_NOT_PUBLIC),
+    store.StoreUnavailable: Row(503, "runner_scheduling_failure", retry=True, told=_NOT_PUBLIC),
+    fetch.FetchError: Row(422, "file_download_error", Shape.LIST),
+    fetch.InputTooLarge: Row(422, "file_too_large", Shape.LIST),
+    engine.KontextdError: Row(500, "internal_server_error", Shape.LIST, told=_NOT_PUBLIC),
+    BaseException: Row(500, "internal_error", told=_NOT_PUBLIC),
 }
 
 
@@ -118,10 +123,24 @@ class ErrorAnswer:
         return json.dumps(self.body, allow_nan=False).encode()
 
 
+# The row of whatever is our own fault, where another status would mislead.
+OURS = ANSWERS[BaseException]
+
+
+def row_of(error: BaseException, table: Mapping[type[BaseException], Row] = ANSWERS) -> Row:
+    return next(table[kind] for kind in type(error).__mro__ if kind in table)
+
+
+def placed(error: BaseException, loc: wire.Loc) -> BaseException:
+    """The error as one about the value at `loc`, where the caller can mend it; otherwise itself."""
+    told = answer(error)
+    return Invalid([FieldError(loc, told.message, told.error_type)]) if told.status == 422 else error
+
+
 def answer(error: BaseException, table: Mapping[type[BaseException], Row] = ANSWERS) -> ErrorAnswer:
     """The answer to an exception: of this tree, of the engine's, or any other (500, without its message)."""
-    row = next(table[kind] for kind in type(error).__mro__ if kind in table)
-    message = str(error) if row.public else _NOT_PUBLIC
+    row = row_of(error, table)
+    message = str(error) if row.told is None else row.told
     fields = _field_errors(error, row, message)
     error_type = fields[0].type if row.shape is Shape.LIST else row.error_type
     return ErrorAnswer(

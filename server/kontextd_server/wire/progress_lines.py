@@ -11,7 +11,7 @@ def progress_line(done: int, total: int, elapsed_s: float) -> str:
     rate = done / elapsed_s if elapsed_s > 0 else None
     remaining = _clock((total - done) / rate) if rate else "?"
     times = f"[{_clock(elapsed_s)}<{remaining}, {_speed(rate)}]"
-    return f"{100 * done / total:3.0f}%|{_bar(done / total)}| {done}/{total} {times}"
+    return f"{100 * (done / total):3.0f}%|{_bar(done / total)}| {done}/{total} {times}"
 
 
 def _bar(fraction: float) -> str:

@@ -36,6 +36,7 @@ class ChildSpec:
 
     `silence_s`: a run that says nothing for so long (see notify.py) has hung; None: it is not expected to speak.
     `final_codes`: exit codes after which another start would end in the same way, if no run has ever been ready.
+    `descriptors`: open files that the process gets under the same numbers.
     """
 
     name: str
@@ -43,6 +44,7 @@ class ChildSpec:
     is_worker: bool = False
     silence_s: float | None = None
     final_codes: frozenset[int] = frozenset()
+    descriptors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Run:
             leashed(list(spec.command(run_id))),
             env={**environment, ADDRESS_VARIABLE: self._socket.address},
             stdin=subprocess.DEVNULL,
+            pass_fds=spec.descriptors,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )

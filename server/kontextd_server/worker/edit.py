@@ -109,7 +109,7 @@ class JobEdit:
             )
 
     def _warnings(self, done: Done) -> tuple[LogLine, ...]:
-        """The engine's warnings may quote the prompt, of which a transient job leaves no trace."""
+        """The engine's warnings may quote the request, of which a transient job leaves no trace."""
         told = [] if self._held.claim.transient else list(done.warnings)
         return tuple(log_line(text, "WARN") for text in (done.size.reason, *told) if text)
 

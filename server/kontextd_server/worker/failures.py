@@ -7,23 +7,20 @@ from collections.abc import Mapping
 
 from kontextd_models.errors import KontextdError
 
-from kontextd_server.fetch.errors import FetchError, InputTooLarge
 from kontextd_server.files.errors import FileStoreError, QuotaExceeded, StoreFull
 from kontextd_server.store import Failure
-from kontextd_server.wire.error_table import ANSWERS, ErrorAnswer, Row, Shape, answer
-from kontextd_server.wire.errors import FieldError, InternalError, Invalid, WireError
+from kontextd_server.wire.error_table import ANSWERS, OURS, ErrorAnswer, Row, answer, kept_answer, placed
+from kontextd_server.wire.errors import WireError
 from kontextd_server.worker.inputs import InputFailed
 
 log = logging.getLogger(__name__)
 
-_FULL = "the server's file store is full. Its operator must make room; send the request again after that."
-_OURS = Row(500, "internal_error", public=False)
-# "Not accepted, send it again" is said before a job is accepted. As a result it would bring the job back, four times.
+# "Not accepted, send it again" is said before a job is accepted: as a result it would bring the job back, four times.
+# What the file store says to a caller who uploads means nothing to one who edits, but that it is full.
 _JOB_ANSWERS: Mapping[type[BaseException], Row] = {
-    **ANSWERS,
-    **{kind: _OURS for kind, row in ANSWERS.items() if row.retry},
-    FetchError: Row(422, "file_download_error", Shape.LIST),
-    InputTooLarge: Row(422, "file_too_large", Shape.LIST),
+    **{kind: OURS if row.retry or issubclass(kind, FileStoreError) else row for kind, row in ANSWERS.items()},
+    FileStoreError: OURS,
+    **{kind: ANSWERS[kind] for kind in (StoreFull, QuotaExceeded)},
 }
 
 
@@ -39,17 +36,10 @@ def failure_of(error: BaseException, request_id: str) -> Failure:
         log.error("request %s failed with %d %s", request_id, told.status, told.error_type, exc_info=error)
     else:
         log.info("request %s failed with %d %s", request_id, told.status, told.error_type)
-    return Failure(told.error_type, told.status, told.encoded)
+    body = told.encoded
+    return Failure(told.error_type, told.status, body, kept_answer(told.status, told.error_type, body).message)
 
 
 def job_answer(error: BaseException) -> ErrorAnswer:
     """The answer that a failed job is given."""
-    cause = error.cause if isinstance(error, InputFailed) else error
-    if isinstance(cause, StoreFull | QuotaExceeded):
-        return answer(InternalError(_FULL))  # its own message names folders
-    if isinstance(cause, FileStoreError):  # whatever it is to a caller who uploads, here it is ours
-        return answer(cause, {BaseException: _OURS})
-    told = answer(cause, _JOB_ANSWERS)
-    if not isinstance(error, InputFailed) or told.status != 422:
-        return told
-    return answer(Invalid([FieldError(error.loc, told.message, told.error_type)]))
+    return answer(placed(error.cause, error.loc) if isinstance(error, InputFailed) else error, _JOB_ANSWERS)

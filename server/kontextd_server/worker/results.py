@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kontextd_models import Done
 from PIL import Image
 
 from kontextd_server.files import FileStore, Label
 from kontextd_server.files.errors import FileStoreError
 from kontextd_server.pictures import EncodedPicture, PictureFormat, encode
+from kontextd_server.store import Success, Work
 from kontextd_server.wire.outputs import StoredImage, StoredOutput
 from kontextd_server.wire.schema import FluxKontextLoraInput, KontextdReport, PresetReport, SizeReport
 from kontextd_server.worker.edit import Edited
@@ -23,32 +25,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KeptResult:
-    """`body` is what the job store keeps; `keys` are the files that belong to it."""
+    """`success` is what the job store keeps; `keys` are the files that belong to it."""
 
-    body: bytes
+    success: Success
     keys: tuple[str, ...]
-    inference_s: float
 
 
 class ResultKeeper:
-    """Keeps results in the file store, or, where nothing may stay, in the body itself."""
+    """Keeps results in the file store, or, where nothing may stay, in the body itself.
+
+    `lifetime_s` is the operator's: callers can ask for less, not for more. None leaves it to the file store.
+    """
 
     def __init__(self, files: FileStore, version: str, lifetime_s: float | None) -> None:
         self._files, self._version, self._lifetime_s = files, version, lifetime_s
 
-    def keep(self, edited: Edited, *, transient: bool) -> KeptResult:
-        """Encode and store. Raises `FileStoreError`, and then nothing was kept."""
+    def keep(self, edited: Edited, *, transient: bool, expire_s: float | None = None) -> KeptResult:
+        """Encode and store, for `expire_s` where the caller asked for that. Raises `FileStoreError`, and then nothing
+        was kept."""
         began = time.monotonic()
         images: list[StoredImage] = []
+        lifetime_s = min((s for s in (expire_s, self._lifetime_s) if s is not None), default=None)
+        inline = transient or edited.wanted.sync_mode
         try:
             for image, seed in zip(edited.done.images, edited.done.seeds, strict=True):
-                images.append(self._keep_image(image, seed, edited.wanted, transient or edited.wanted.sync_mode))
+                images.append(self._keep_image(image, seed, edited.wanted, lifetime_s, inline))
         except BaseException:
             self.forget(_keys(images))
             raise
         output = _output(edited, tuple(images), time.monotonic() - began, self._version)
         body = json.dumps(output.to_json(), allow_nan=False).encode()
-        return KeptResult(body, _keys(images), edited.done.timings["total"])
+        return KeptResult(Success(body, edited.done.timings["total"], _work(edited.done)), _keys(images))
 
     def forget(self, keys: Iterable[str]) -> None:
         """Delete files of a result that nobody will read."""
@@ -58,12 +65,14 @@ class ResultKeeper:
             except FileStoreError as error:  # it goes when it expires
                 log.warning("the file %s of a result that was thrown away cannot be deleted: %s", key, error)
 
-    def _keep_image(self, image: Image.Image, seed: int, wanted: FluxKontextLoraInput, inline: bool) -> StoredImage:
+    def _keep_image(
+        self, image: Image.Image, seed: int, wanted: FluxKontextLoraInput, lifetime_s: float | None, inline: bool
+    ) -> StoredImage:
         picture = encode(image, PictureFormat(wanted.output_format.value))
         file_name = f"kontext-{seed}.{picture.content_type.removeprefix('image/')}"
         key = None
         if not inline:
-            key = self._files.put([picture.data], Label(file_name, picture.content_type, self._lifetime_s)).key
+            key = self._files.put([picture.data], Label(file_name, picture.content_type, lifetime_s)).key
         return StoredImage(
             width=image.width,
             height=image.height,
@@ -100,6 +109,11 @@ def _report(edited: Edited, version: str) -> KontextdReport:
         ),
         version=version,
     )
+
+
+def _work(done: Done) -> Work:
+    hits = done.cache_hits
+    return Work(len(done.images), hits.get("prompt"), hits.get("reference"), done.timings.get("merge") or None)
 
 
 def _data_uri(picture: EncodedPicture) -> str:

@@ -84,21 +84,23 @@ class Saver:
             held.tell(_told(error))
             self._finish(held, failure_of(error, held.claim.request_id))
             return
-        answer = self._finish(held, Success(kept.body, kept.inference_s))
+        answer = self._finish(held, kept.success)
         if answer is not None and answer not in _RECORDED:
             self._results.forget(kept.keys)
 
     def _kept(self, held: HeldJob, edited: Edited) -> KeptResult:
         """A shared folder that is away for a moment is tried again."""
         for failures in range(1, _SAVE_TRIES):
-            held.watch.enter(Stage.SAVE)
             try:
-                return self._results.keep(edited, transient=held.claim.transient)
+                return self._keep(held, edited)
             except FilesUnavailable as error:
                 log.warning("request %s: its result cannot be kept, trying again: %s", held.claim.request_id, error)
                 self._abandoned.wait(self._retry.delay_s(failures))
+        return self._keep(held, edited)
+
+    def _keep(self, held: HeldJob, edited: Edited) -> KeptResult:
         held.watch.enter(Stage.SAVE)
-        return self._results.keep(edited, transient=held.claim.transient)
+        return self._results.keep(edited, transient=held.claim.transient, expire_s=held.claim.files_expire_s)
 
     def _finish(self, held: HeldJob, ending: Success | Failure) -> FinishAnswer | None:
         """What the job store says, however long it takes to say it; None if the process ends before."""

@@ -43,11 +43,19 @@ def supervise(
     on_lost_worker: Callable[[str], object],
     environment: Mapping[str, str],
     policy: SupervisorPolicy | None = None,
+    *,
+    on_ready: Callable[[], object] = lambda: None,
+    on_stopping: Callable[[], object] = lambda: None,
 ) -> int:
-    """Run until SIGTERM or SIGINT, from the main thread; returns the exit code. See `Supervisor`."""
+    """Run until SIGTERM or SIGINT, from the main thread; returns the exit code. See `Supervisor`.
+
+    `on_ready` is called once, when every child has been ready; `on_stopping` before the children are asked to end.
+    """
     policy = policy or SupervisorPolicy()
     with closing(SignalPipe()) as signals, signals.caught(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-        return Supervisor(specs, companions, on_lost_worker, environment, policy, signals).run()
+        supervisor = Supervisor(specs, companions, on_lost_worker, environment, policy, signals)
+        supervisor.on_ready, supervisor.on_stopping = on_ready, on_stopping
+        return supervisor.run()
 
 
 class Supervisor:
@@ -68,6 +76,8 @@ class Supervisor:
         self._folder = Path(tempfile.mkdtemp(prefix="kontextd-"))  # 0700: nobody else can speak for a child
         inherited = {name: value for name, value in environment.items() if name != ADDRESS_VARIABLE}
         self._children = [Child(spec, self._folder, inherited, policy) for spec in specs]
+        self.on_ready: Callable[[], object] = lambda: None
+        self.on_stopping: Callable[[], object] = lambda: None
         self._is_ready = False
         self._tell_at = 0.0
 
@@ -104,6 +114,7 @@ class Supervisor:
 
     def _stop_children(self) -> None:
         self._notifier.tell(STOPPING)
+        self.on_stopping()
         for child in self._children:
             child.stop()
         self._wait_for_the_end(time.monotonic() + self._policy.stop_s)
@@ -135,6 +146,7 @@ class Supervisor:
         if not self._is_ready and all(child.was_ready for child in self._children):
             self._is_ready = True
             self._notifier.tell(READY)
+            self.on_ready()
 
 
 def _asks_to_end(numbers: bytes) -> bool:

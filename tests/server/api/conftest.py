@@ -134,7 +134,7 @@ class Box:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def app(self) -> ASGIApp:
+    def app(self, *, short: bool = True) -> ASGIApp:
         watcher = self.store.watch()
         self.stack.callback(watcher.close)
         parts = ApiParts(
@@ -147,7 +147,7 @@ class Box:
             check_webhook=deny_private,
             drain=self.drain,
         )
-        return create_app(self.config, parts)
+        return create_app(self.config, parts, short=short)
 
     def serve(self, certificate: Path | None = None, key: Path | None = None) -> str:
         listening = Listening(port=0, tls_cert=certificate, tls_key=key)

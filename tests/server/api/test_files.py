@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 from dataclasses import replace
 from datetime import datetime
@@ -10,6 +11,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 from kontextd_server.files import FOR_EVER, Label
+from kontextd_server.files.errors import storage_errors
 
 from .conftest import Box
 
@@ -192,6 +194,28 @@ def test_a_file_over_the_limit_is_413(idle_box: Box) -> None:
     idle_box.serve()
     answer = idle_box.client().post("/files/upload", content=b"x" * 2000)
     assert (answer.status_code, answer.headers["x-fal-error-type"]) == (413, "file_too_large")
+
+
+def test_a_full_file_store_is_507_and_names_no_folder(idle_box: Box, caplog: pytest.LogCaptureFixture) -> None:
+    def full(label: Label, key: str | None = None) -> None:
+        with storage_errors(idle_box.folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    idle_box.files.create = full
+    idle_box.serve()
+    answer = idle_box.client().post("/files/upload", content=b"x")
+    assert (answer.status_code, answer.headers["x-fal-error-type"]) == (507, "internal_error")
+    assert "file store is full" in answer.json()["detail"]
+    assert str(idle_box.folder) not in answer.text
+    assert str(idle_box.folder) in caplog.text
+
+
+def test_a_full_quota_is_507(idle_box: Box) -> None:
+    idle_box.files.blobs.quota_bytes = 1000
+    idle_box.serve()
+    answer = idle_box.client().post("/files/upload", content=b"x" * 2000)
+    assert answer.status_code == 507
+    assert "file store is full" in answer.json()["detail"]
 
 
 def test_a_lifetime_is_kept_with_an_upload(box: Box) -> None:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from kontextd_models.errors import ImageTooSmall
-from kontextd_server.store import StoreUnavailable, Worker, WorkerState
+from kontextd_server.store import StoreUnavailable, Success, Work, Worker, WorkerState
 
 from .conftest import ENDPOINT, INPUT, Box, eventually
 from .test_run import RUN
@@ -60,6 +60,27 @@ def test_metrics_tell_what_waits_and_count_what_ended_once(working_box: Box) -> 
         'kontextd_http_answers_total{call="run",status="422"} 1.0',
     ):
         assert line in answer.text, line
+
+
+def test_metrics_count_what_the_engine_did(box: Box) -> None:
+    done = [Work(4, False, False, 1.5), Work(1, True, False, None), Work(1, True, True, 0.5), Work()]
+    for work in done:
+        box.submit(box.client())
+        claimed = box.store.leases.claim("w1")
+        assert claimed is not None
+        box.store.leases.finish(claimed.lease, Success(b"{}", 1.0, work))
+    for _ in range(2):  # counted once
+        text = box.client("").get("/metrics").text
+        for line in (
+            "kontextd_images_total 6.0",
+            'kontextd_cache_lookups_total{cache="prompt",result="hit"} 2.0',
+            'kontextd_cache_lookups_total{cache="prompt",result="miss"} 1.0',
+            'kontextd_cache_lookups_total{cache="reference",result="hit"} 1.0',
+            'kontextd_cache_lookups_total{cache="reference",result="miss"} 2.0',
+            "kontextd_lora_merges_total 2.0",
+            "kontextd_lora_merge_seconds_total 2.0",
+        ):
+            assert line in text, line
 
 
 def test_labels_are_bounded_whatever_is_asked_for(box: Box) -> None:

@@ -254,6 +254,7 @@ def test_a_webhook_to_a_denied_address_is_refused_at_submit(box: Box) -> None:
     denied = client.post(QUEUE, params={"fal_webhook": "http://10.0.0.1/hook"}, json=INPUT)
     assert denied.status_code == 422
     assert denied.json()["detail"][0]["loc"] == ["query", "fal_webhook"]
+    assert denied.json()["detail"][0]["type"] == denied.headers["x-fal-error-type"] == "file_download_error"
     assert "KONTEXTD_FETCH_ALLOW_WEBHOOK" in denied.json()["detail"][0]["msg"]
     allowed = client.post(QUEUE, params={"fal_webhook": "https://studio.example/hook"}, json=INPUT)
     job = box.store.views.status(allowed.json()["request_id"])
@@ -268,12 +269,26 @@ def test_the_headers_of_a_request_are_kept_with_its_job(box: Box) -> None:
         "X-Fal-No-Retry": "1",
         "X-Fal-Tags": "team=design",
         "X-Fal-Store-IO": "0",
+        "X-Fal-Object-Lifecycle-Preference": '{"expiration_duration_seconds": 3600}',
     }
     job = box.store.views.status(box.submit(box.client(**headers)))
     assert job is not None
+    (key,) = (key for key in box.store.keys.all() if key.name == "anna")
+    assert (job.owner, job.key_id) == ("anna", key.id)
     assert (job.priority.name, job.runs_left, job.transient) == ("LOW", 1, True)
     assert job.start_by == pytest.approx(job.created_at + 60)
     assert json.loads(job.tags or "") == {"team": "design"}
+    claimed = box.store.leases.claim("w1")
+    assert claimed is not None
+    assert claimed.files_expire_s == 3600
+
+
+@pytest.mark.parametrize("wish", [None, '{"expiration_duration_seconds": null}', '{"expiration_duration_seconds": 0}'])
+def test_no_wish_for_a_lifetime_leaves_it_to_the_operator(box: Box, wish: str | None) -> None:
+    box.submit(box.client(**({} if wish is None else {"X-Fal-Object-Lifecycle-Preference": wish})))
+    claimed = box.store.leases.claim("w1")
+    assert claimed is not None
+    assert claimed.files_expire_s is None
 
 
 def test_a_lora_set_is_the_same_whatever_its_order_and_zero_scales_are_absent(box: Box) -> None:

@@ -62,6 +62,13 @@ def test_an_uploaded_file_is_edited_and_comes_back_as_a_file(whole_box: Box) -> 
     assert all(isinstance(seconds, float) for seconds in output["timings"].values())
 
 
+def test_a_result_file_expires_as_its_caller_asked(whole_box: Box) -> None:
+    client = whole_box.client(**{"X-Fal-Object-Lifecycle-Preference": '{"expiration_duration_seconds": 3600}'})
+    output = client.post(RUN, json={"image_url": URI, "prompt": "x"}).json()
+    file = whole_box.files.info(output["images"][0]["url"].rpartition("/")[2])
+    assert file.expires_at == pytest.approx(file.created_at + 3600)
+
+
 def test_a_stream_shows_previews_of_its_steps(whole_box: Box) -> None:
     body = {"image_url": URI, "prompt": "x", "num_inference_steps": 5}
     told = [

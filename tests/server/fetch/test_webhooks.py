@@ -6,9 +6,10 @@ import time
 from dataclasses import replace
 
 import pytest
-from kontextd_server.fetch import AllowList
+from kontextd_server.fetch import WEBHOOK_RULES, AllowList
 from kontextd_server.fetch.errors import AddressDenied, DownloadFailed, DownloadTimedOut, InvalidReference
 from kontextd_server.fetch.webhooks import check_webhook, post
+from kontextd_server.wire.webhooks import TIMEOUT_S
 from loopback import Bench, Exchange, Origin
 
 
@@ -61,11 +62,50 @@ def test_an_unknown_name_is_no_webhook(bench: Bench) -> None:
         check_webhook(bench.fetcher().web, "http://nowhere.test/")
 
 
-def test_an_off_line_box_still_tells_its_own_network(bench: Bench, origin: Origin) -> None:
-    """Off-line is about inputs; the rules for webhooks say what may be reached."""
+def test_an_off_line_box_still_tells_what_its_operator_listed(bench: Bench, origin: Origin) -> None:
     bench.config = replace(bench.config, offline=True)
     origin.routes["/hook"] = lambda x: x.answer(b"")
-    assert post(bench.fetcher().web, origin.url("/hook"), b"", {}) == 200
+    web = bench.fetcher().web
+    check_webhook(web, origin.url("/hook"))
+    assert post(web, origin.url("/hook"), b"", {}) == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "allow", "open_to_it"),
+    [
+        ("93.184.216.34", [], False),  # public
+        ("93.184.216.34", ["hook.test"], True),
+        ("93.184.216.34", ["93.184.0.0/16"], True),
+        ("192.168.0.9", [], False),
+        ("192.168.0.9", ["192.168.0.0/24"], True),
+        ("192.168.0.9", ["*.test"], True),
+        ("127.0.0.1", ["hook.test"], False),
+        ("169.254.169.254", ["hook.test", "0.0.0.0/0"], False),
+    ],
+)
+def test_an_off_line_box_tells_nobody_else(bench: Bench, address: str, allow: list[str], open_to_it: bool) -> None:
+    bench.config = replace(bench.config, offline=True)
+    bench.set(allow=AllowList.parse(allow))
+    bench.names.answers["hook.test"] = [[address]]
+    web = bench.fetcher().web
+    if open_to_it:
+        check_webhook(web, "https://hook.test/x")
+        return
+    with pytest.raises(AddressDenied, match="'webhook'"):
+        check_webhook(web, "https://hook.test/x")
+    with pytest.raises(AddressDenied):
+        post(web, "https://hook.test/x", b"", {})
+
+
+def test_a_public_webhook_is_refused_off_line_with_the_setting_that_opens_it(bench: Bench) -> None:
+    bench.config = replace(bench.config, offline=True)
+    bench.names.answers["hook.test"] = [["93.184.216.34"]]
+    with pytest.raises(AddressDenied, match=r"off-line.* adding hook.test or 93.184.216.34 to KONTEXTD_FETCH_ALLOW_W"):
+        check_webhook(bench.fetcher().web, "https://hook.test/x")
+
+
+def test_a_receiver_may_take_fals_fifteen_seconds() -> None:
+    assert (WEBHOOK_RULES.idle_s, WEBHOOK_RULES.total_s) == (TIMEOUT_S, TIMEOUT_S)
 
 
 def test_an_answer_without_end_does_not_hold_a_delivery(bench: Bench, origin: Origin) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kontextd_server.store import Scope, Store, open_store, sqlite_url
+import pytest
+from kontextd_server.store import KeyRefused, Scope, Store, open_store, sqlite_url
 
 
 def test_a_key_is_found_by_its_plain_text(store: Store) -> None:
@@ -46,10 +47,39 @@ def test_existing_keys_can_be_imported(store: Store) -> None:
     key = store.keys.import_key(plain, "studio")
     assert store.keys.find(plain) == key
     assert store.keys.import_key(plain, "another name", [Scope.ADMIN]) == key
-    assert store.keys.import_key("no colon, odd: ☃", "odd").name == "odd"
     store.keys.revoke(key.id)
     store.keys.import_key(plain, "studio")
     assert store.keys.find(plain) is None
+
+
+@pytest.mark.parametrize(
+    "plain", ["", "id:short", "with a space:0123456789abcdef", "snow☃:0123456789abcdef", "x" * 1025]
+)
+def test_what_nobody_could_send_or_anybody_guess_is_no_key(store: Store, plain: str) -> None:
+    with pytest.raises(KeyRefused, match="'studio' cannot be taken over") as refusal:
+        store.keys.import_key(plain, "studio")
+    assert plain == "" or plain not in str(refusal.value)
+    assert store.keys.all() == ()
+
+
+def test_a_key_that_must_be_new_is_refused_where_it_is_known(store: Store) -> None:
+    plain = "studio:0123456789abcdef0123456789abcdef"
+    key = store.keys.import_key(plain, "studio", must_be_new=True)
+    with pytest.raises(KeyRefused, match=f"known already as {key.id} of 'studio': it is let in") as refusal:
+        store.keys.import_key(plain, "lab", must_be_new=True)
+    assert "0123" not in str(refusal.value)
+    store.keys.revoke(key.id)
+    with pytest.raises(KeyRefused, match="it is revoked"):
+        store.keys.import_key(plain, "lab", must_be_new=True)
+    assert [known.name for known in store.keys.all()] == ["studio"]
+
+
+def test_a_key_is_found_by_its_id_until_it_is_revoked(store: Store) -> None:
+    key = store.keys.create("studio").key
+    assert store.keys.by_id(key.id) == key
+    assert store.keys.by_id("unknown") is None
+    store.keys.revoke(key.id)
+    assert store.keys.by_id(key.id) is None
 
 
 def test_the_plain_key_is_nowhere_in_the_file_nor_in_a_printed_record(sqlite_file: Path) -> None:

@@ -27,9 +27,11 @@ from kontextd_server.store import (
     Standing,
     Store,
     Success,
+    WebhookState,
+    Work,
 )
 
-FAILURE = Failure("image_load_error", 422, b'{"detail": []}')
+FAILURE = Failure("image_load_error", 422, b'{"detail": []}', "it is no image")
 Submit, Take = Callable[..., str], Callable[..., Claim]
 
 
@@ -72,8 +74,25 @@ def test_a_failure_keeps_its_code_and_body(store: Store, submit: Submit, claim: 
     assert (result.job.error_type, result.job.http_status, result.body) == ("image_load_error", 422, FAILURE.body)
 
 
+def test_what_the_engine_did_is_kept_with_a_job_that_went_well(store: Store, submit: Submit, claim: Take) -> None:
+    request_id = submit()
+    store.leases.finish(claim().lease, Success(b"{}", 1.5, Work(2, prompt_hit=True, reference_hit=False, merge_s=0.5)))
+    job = store.views.status(request_id)
+    assert (job.images, job.prompt_hit, job.reference_hit, job.merge_s) == (2, True, False, 0.5)
+    assert (job.error_type, job.error_message, job.http_status) == (None, None, None)
+
+
+def test_a_job_carries_its_key_and_how_long_its_files_are_to_be_kept(store: Store, submit: Submit, claim: Take) -> None:
+    request_id = submit(files_expire_s=3600.0, key_id="k1")
+    assert claim().files_expire_s == 3600.0
+    assert store.views.status(request_id).key_id == "k1"
+    submit()
+    assert claim().files_expire_s is None
+
+
 def test_an_unknown_request_id_is_none_everywhere(store: Store) -> None:
     assert store.views.status("none") is None
+    assert store.views.report("none") is None
     assert store.views.result("none") is None
     assert store.views.payload("none") is None
     assert store.views.preview("none") is None
@@ -331,6 +350,56 @@ def test_what_did_not_fail_or_lost_its_input_does_not_run_again(store: Store, su
 
 
 # Lists and gauges.
+
+
+def test_a_report_says_why_a_job_failed_and_where_its_webhook_stands(
+    store: Store, submit: Submit, claim: Take, clock
+) -> None:
+    hooked, plain, waiting = submit(webhook_url="https://studio.example"), submit(), submit(webhook_url="https://x")
+    for _ in range(2):
+        store.leases.finish(claim("w1").lease, FAILURE)
+    failed = store.views.report(hooked)
+    assert (failed.job.error_type, failed.job.error_message) == ("image_load_error", FAILURE.message)
+    assert (failed.webhook.state, failed.webhook.attempt, failed.webhook.last_error) == (WebhookState.PENDING, 0, None)
+    store.webhooks.failed(store.webhooks.claim(), "answered 410", retry_in_s=None)
+    given_up = store.views.report(hooked).webhook
+    assert (given_up.state, given_up.attempt, given_up.last_error) == (WebhookState.GIVEN_UP, 1, "answered 410")
+    assert given_up.finished_at == clock.now
+    assert (store.views.report(plain).webhook, store.views.report(waiting).webhook) == (None, None)
+    reports = store.views.reports()
+    assert [report.job.request_id for report in reports] == [waiting, plain, hooked]
+    assert reports == tuple(map(store.views.report, [waiting, plain, hooked]))
+    assert [report.job.request_id for report in store.views.reports(JobFilter(outcome=Outcome.FAILED), limit=1)] == [
+        plain
+    ]
+
+
+def test_a_report_tells_of_the_latest_webhook(store: Store, submit: Submit, claim: Take) -> None:
+    request_id = submit(webhook_url="https://studio.example")
+    store.leases.finish(claim().lease, FAILURE)
+    store.jobs.retry(request_id)
+    report = store.views.report(request_id)
+    assert (report.webhook.state, report.webhook.last_error) == (WebhookState.GIVEN_UP, "the job was queued again")
+    assert report.job.error_message is None
+    store.leases.finish(claim().lease, Success(b"{}"))
+    assert store.views.report(request_id).webhook.state is WebhookState.PENDING
+
+
+@pytest.mark.parametrize("ending", [FAILURE, CANCELLED])
+def test_of_a_transient_job_no_message_stays(store: Store, submit: Submit, claim: Take, ending: Failure) -> None:
+    request_id, cancelled = submit(transient=True), submit(transient=True)
+    store.leases.finish(claim().lease, ending)
+    store.jobs.request_cancel(cancelled)
+    for job in (store.views.status(request_id), store.views.status(cancelled)):
+        assert job.error_type
+        assert job.error_message is None
+
+
+def test_a_very_long_message_is_kept_in_part_and_its_body_whole(store: Store, submit: Submit, claim: Take) -> None:
+    request_id, told = submit(), "x" * 5000
+    store.leases.finish(claim().lease, Failure("image_load_error", 422, told.encode(), told))
+    assert store.views.status(request_id).error_message == "x" * 2000
+    assert store.views.result(request_id).body == told.encode()
 
 
 def test_jobs_are_listed_newest_first_and_by_filter(store: Store, submit: Submit, claim: Take, clock) -> None:

@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from kontextd_server.store import (
     NewJob,
+    RetryAnswer,
     SchemaMismatch,
     StoreUnavailable,
     UnsupportedDatabase,
@@ -60,6 +61,35 @@ def test_migrating_again_keeps_what_is_there(new_url: str) -> None:
     store.jobs.enqueue(NewJob("e", "anna", b"{}"))
     migrate(new_url)
     assert len(store.views.jobs()) == 1
+    store.close()
+
+
+def test_a_database_of_the_first_version_is_upgraded_with_what_is_in_it(
+    new_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as first_version:
+        first_version.setattr(sys.modules[migrate.__module__], "HEAD", "0001")
+        migrate(new_url)
+    engine = sa.create_engine(new_url)
+    with engine.begin() as connection:
+        told = sa.MetaData()
+        told.reflect(connection)
+        job = {name: "r1" for name in ("request_id", "endpoint", "owner", "lora_key")}
+        job |= {"id": 1, "kind": "queue", "state": "COMPLETED", "outcome": "FAILED", "priority": 0, "created_at": 1.0}
+        job |= {"transient": False, "attempt": 1, "runs_allowed": 3, "runs_left": 2, "cancel_requested": False}
+        connection.execute(sa.insert(told.tables["jobs"]), job | {"error_type": "internal_error", "http_status": 500})
+        body = {"job_id": 1, "kind": "input", "number": 0, "body": b"{}"}
+        connection.execute(sa.insert(told.tables["bodies"]), body)
+    engine.dispose()
+    with pytest.raises(SchemaMismatch, match="has schema 0001"):
+        open_store(new_url)
+    migrate(new_url)
+    store = open_store(new_url)
+    report = store.views.report("r1")
+    assert (report.job.error_type, report.job.error_message, report.job.key_id) == ("internal_error", None, None)
+    assert store.jobs.retry("r1") is RetryAnswer.QUEUED
+    claimed = store.leases.claim("w1")
+    assert (claimed.payload, claimed.files_expire_s) == (b"{}", None)
     store.close()
 
 

@@ -12,11 +12,12 @@ import pytest
 from fastapi import FastAPI
 from kontextd_models import errors as engine
 from kontextd_server.certs import write_certificates
+from kontextd_server.fetch import errors as fetch
 from kontextd_server.files import errors as files
 from kontextd_server.store import errors as store
 from kontextd_server.wire import errors as wire
 from kontextd_server.wire.error_answers import answer_errors
-from kontextd_server.wire.error_table import ANSWERS, Shape, answer, kept_answer
+from kontextd_server.wire.error_table import ANSWERS, Shape, answer, kept_answer, placed
 from kontextd_server.wire.errors import FieldError, Invalid, WireError
 from kontextd_server.wire.front_door import DoorSettings, front_door
 from kontextd_server.wire.request_ids import RequestIds
@@ -75,6 +76,16 @@ EXAMPLES: dict[str, tuple[BaseException, int, str]] = {
     "InvalidRange": (files.InvalidRange("x"), 416, "bad_request"),
     "QuotaExceeded": (files.QuotaExceeded("x"), 507, "internal_error"),
     "StoreFull": (files.StoreFull("x"), 507, "internal_error"),
+    "FetchError": (fetch.FetchError("x"), 422, "file_download_error"),
+    "InvalidReference": (fetch.InvalidReference("x"), 422, "file_download_error"),
+    "InvalidDataUri": (fetch.InvalidDataUri("x"), 422, "file_download_error"),
+    "AddressDenied": (fetch.AddressDenied("x", setting="KONTEXTD_X"), 422, "file_download_error"),
+    "NotMirrored": (fetch.NotMirrored("x"), 422, "file_download_error"),
+    "OwnFileGone": (fetch.OwnFileGone("x"), 422, "file_download_error"),
+    "DownloadFailed": (fetch.DownloadFailed("x"), 422, "file_download_error"),
+    "DownloadTimedOut": (fetch.DownloadTimedOut("x"), 422, "file_download_error"),
+    "InputTooLarge": (fetch.InputTooLarge("x"), 422, "file_too_large"),
+    "NotWeights": (fetch.NotWeights("x"), 422, "file_download_error"),
     "StoreError": (store.StoreError("x"), 500, "internal_error"),
     "StoreUnavailable": (store.StoreUnavailable("x"), 503, "runner_scheduling_failure"),
     "FileStoreUnavailable": (files.StoreUnavailable("x"), 503, "runner_scheduling_failure"),
@@ -87,7 +98,7 @@ def descendants(kind: type[BaseException]) -> set[type[BaseException]]:
 
 
 def test_every_class_of_the_trees_has_an_example_here() -> None:
-    modules = {module.__name__ for module in (wire, engine, files)}
+    modules = {module.__name__ for module in (wire, engine, files, fetch)}
     ours = descendants(WireError) | descendants(engine.KontextdError)
     assert {kind.__name__ for kind in ours if kind.__module__ in modules} - EXAMPLES.keys() == {"WireError"}
 
@@ -111,10 +122,41 @@ def test_the_engine_and_the_wire_name_fields_each_in_their_way() -> None:
     assert told.body["detail"][0]["loc"] == ["body", "guidance_scale"]  # type: ignore[index]
 
 
-@pytest.mark.parametrize("error", [KeyError("/root/secret"), engine.ModelError("/root/secret")])
-def test_what_was_not_meant_for_callers_is_not_told(error: BaseException) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        KeyError("/root/secret"),
+        engine.ModelError("/root/secret"),
+        files.StoreFull("/root/secret"),
+        files.QuotaExceeded("/root/secret"),
+        files.StoreUnavailable("/root/secret"),
+        store.StoreUnavailable("/root/secret"),
+    ],
+)
+def test_what_was_not_meant_for_callers_stays_in_the_log(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     told = answer(error)
     assert "secret" not in f"{told.message} {told.encoded!r} {told.headers}"
+
+    def fail(request: Request) -> None:
+        raise error
+
+    app = Starlette(routes=[Route("/files/grants/a-grant", fail)])
+    answer_errors(app)
+    response = TestClient(RequestIds(app), raise_server_exceptions=False).get("/files/grants/a-grant")
+    assert (response.status_code, response.json()) == (told.status, told.body)
+    (record,) = (one for one in caplog.records if one.levelname == "ERROR")
+    logged = f"{record.getMessage()} {record.exc_info}"
+    assert "/root/secret" in logged
+    assert response.headers["x-fal-request-id"] in logged
+    assert "a-grant" not in logged
+
+
+def test_an_error_about_one_value_is_placed_there_unless_it_is_ours() -> None:
+    placed_one = answer(placed(fetch.InputTooLarge("too large"), ("body", "loras", 1, "path")))
+    assert (placed_one.status, placed_one.error_type) == (422, "file_too_large")
+    assert placed_one.body["detail"][0]["loc"] == ["body", "loras", 1, "path"]  # type: ignore[index]
+    ours = files.StoreFull("x")
+    assert placed(ours, ("body",)) is ours
 
 
 @pytest.mark.parametrize("name", [name for name, (_, status, _) in EXAMPLES.items() if status in (422, 499, 500, 504)])

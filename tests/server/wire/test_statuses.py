@@ -123,4 +123,5 @@ def test_a_progress_line_is_what_tqdm_writes(one: int, other: int, elapsed_s: fl
 def test_a_progress_line_looks_like_this() -> None:
     assert progress_line(12, 30, 2.927) == " 40%|████      | 12/30 [00:02<00:04,  4.10it/s]"
     assert progress_line(1, 30, 0.0) == "  3%|▎         | 1/30 [00:00<?, ?it/s]"
+    assert progress_line(109, 200, 1.0).startswith(" 55%")  # rounded as tqdm does it: 100 * (109 / 200) is above 54.5
     assert progress_line(30, 30, 90.0) == "100%|██████████| 30/30 [01:30<00:00,  3.00s/it]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kontextd_models import Done, EditRequest, Step
 from kontextd_server.files import FileStore, Label, StoredFile
@@ -42,6 +42,22 @@ class GatedEngine:
 
     def loaded(self) -> LoadedEngine:
         return load_null(self)
+
+
+@dataclass
+class CachingEngine:
+    """Finds the prompt in its cache from the second job on, for which it merges LoRAs as well."""
+
+    made: int = -1  # but for the short edit
+
+    def edit(self, request: EditRequest) -> Generator[Step | Done, None, None]:
+        for event in NullEngine().edit(request):
+            if isinstance(event, Done):
+                self.made += 1
+                again = self.made > 1
+                hits, merge_s = {"prompt": again, "reference": False}, 0.25 if again else 0.0
+                event = replace(event, cache_hits=hits, timings={**event.timings, "merge": merge_s})
+            yield event
 
 
 class Unwilling:

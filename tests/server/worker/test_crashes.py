@@ -197,6 +197,6 @@ def test_a_full_disk_fails_the_job_cleanly_and_the_worker_works_on(
     """No file of that process may grow over 64 KiB: write(2) fails as on a full disk. SQLite's would be such a file."""
     spawn(max_file_bytes=65536)
     large = completed(request_id := submit(image_url=picture_uri(300, 300, "jpeg")))
-    assert (large.outcome, large.http_status, large.error_type) == (Outcome.FAILED, 500, "internal_error")
+    assert (large.outcome, large.http_status, large.error_type) == (Outcome.FAILED, 507, "internal_error")
     assert b"file store is full" in store.views.result(request_id).body
     assert completed(submit()).outcome is Outcome.OK

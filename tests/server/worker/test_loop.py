@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import picture_uri, until
-from engines import GatedEngine, SlowFiles, Unwilling
+from engines import CachingEngine, GatedEngine, SlowFiles, Unwilling
 from kontextd_server.files import FolderLimits, FolderStore, Label
 from kontextd_server.files.errors import StoreUnavailable as FilesUnavailable
 from kontextd_server.store import Job, JobKind, JobState, Outcome, Store, WorkerState
@@ -70,6 +70,36 @@ def test_a_jpeg_is_a_jpeg(store: Store, files: FolderStore, submit: Submit, comp
     (image,) = output_of(store, request_id).images
     assert (image.content_type, image.file_name[-5:]) == ("image/jpeg", ".jpeg")
     assert read(files, image.file_key).format == "JPEG"
+
+
+@pytest.mark.parametrize(
+    ("asked", "operator", "stay_s"),
+    [(None, None, None), (None, 600.0, 600.0), (60.0, None, 60.0), (60.0, 600.0, 60.0), (6000.0, 600.0, 600.0)],
+)
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_files_stay_as_long_as_the_caller_wants_but_never_longer_than_the_operator(
+    store: Store,
+    files: FolderStore,
+    submit: Submit,
+    completed: Completed,
+    start: Start,
+    asked: float | None,
+    operator: float | None,
+    stay_s: float | None,
+) -> None:
+    start(file_lifetime_s=operator)
+    completed(request_id := submit(files_expire_s=asked))
+    file = files.info(output_of(store, request_id).images[0].file_key)
+    assert file.expires_at == (None if stay_s is None else pytest.approx(file.created_at + stay_s))
+
+
+def test_a_job_tells_what_the_engine_did_for_it(
+    store: Store, submit: Submit, completed: Completed, start: Start
+) -> None:
+    start(lambda: load_null(CachingEngine()))
+    first, second = (completed(submit(num_images=n)) for n in (2, 1))
+    assert (first.images, first.prompt_hit, first.reference_hit, first.merge_s) == (2, False, False, None)
+    assert (second.images, second.prompt_hit, second.reference_hit, second.merge_s) == (1, True, False, 0.25)
 
 
 @pytest.mark.parametrize("how", [{"transient": True}, {"sync_mode": True}])
@@ -229,8 +259,9 @@ def test_a_full_file_store_fails_the_job_cleanly(
     full = FolderStore(tmp_path / "full", FolderLimits(quota_bytes=1200))
     start(files=full)
     job = completed(request_id := submit(num_images=2))  # there is room for one
-    assert (job.http_status, job.error_type) == (500, "internal_error")
+    assert (job.http_status, job.error_type) == (507, "internal_error")
     detail = json.loads(store.views.result(request_id).body)["detail"]
+    assert detail == job.error_message
     assert "file store is full" in detail
     assert str(tmp_path) not in detail
     assert full.usage().used_bytes == 0

@@ -1,0 +1,64 @@
+"""The calls that clients repeat, around FastAPI: the same handlers, found by what the front door has read already.
+
+FastAPI's routes for them stay, and document them: its routing, dependencies and middlewares take longer than the
+handler of a status poll. Knows actions and exceptions; answers nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.applications import Starlette
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from kontextd_server.api.logs import name_call
+from kontextd_server.wire.endpoints import Action
+from kontextd_server.wire.virtual_hosts import context_of
+
+Handler = Callable[[Request, str], Awaitable[Response]]
+
+_FAILURE = "kontextd.failure"
+
+
+class ShortPath:
+    """Stands right before the application whose GET routes it shortens, behind the front door.
+
+    The handlers bear the names of their routes, and exceptions are answered as the application answers them.
+    """
+
+    def __init__(self, app: Starlette, handlers: Mapping[Action, Handler]) -> None:
+        self._app, self._handlers = app, handlers
+        self._failed = _answering_like(app, _raise_failure)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "GET":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        call = context_of(request).call
+        handler = self._handlers.get(call.action) if call is not None else None
+        if call is None or handler is None:
+            await self._app(scope, receive, send)
+            return
+        name_call(scope, handler)
+        try:
+            answer: ASGIApp = await handler(request, call.request_id or "")
+        except Exception as error:  # whatever it is: answered, or raised again, by the application's own table
+            scope[_FAILURE] = error
+            answer = self._failed
+        await answer(scope, receive, send)
+
+
+def _answering_like(app: Starlette, inner: ASGIApp) -> ASGIApp:
+    """`inner` with the exception handlers of `app` around it, put together as Starlette does it."""
+    expected = {kind: handle for kind, handle in app.exception_handlers.items() if kind is not Exception}
+    return ServerErrorMiddleware(ExceptionMiddleware(inner, expected), app.exception_handlers.get(Exception))
+
+
+async def _raise_failure(scope: Scope, receive: Receive, send: Send) -> None:
+    failure: Exception = scope[_FAILURE]
+    raise failure

@@ -1,0 +1,54 @@
+"""The settings of the engine, which every command that edits or serves obeys. Knows the engine's configuration only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kontextd_models import EngineConfig, MemoryMode, SafetyConfig
+
+from kontextd_server.settings.rows import MIB, area, count, flag, names, one_of, path, probability, seconds, setting
+
+
+def _memory_mode(text: str) -> MemoryMode:
+    return MemoryMode(one_of(*MemoryMode)(text))
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    model: Path | None = setting(None, path, "diffusers folder; without it the embedded demonstration model")
+    device: str = setting("auto", str, "auto, cpu, cuda or cuda:1")
+    dtype: str = setting("auto", one_of("auto", "bfloat16", "float32"), "auto (bfloat16 on CUDA), bfloat16, float32")
+    memory_mode: MemoryMode = setting(MemoryMode.AUTO, _memory_mode, "where weights live: " + ", ".join(MemoryMode))
+    max_area: int | None = setting(None, area, "ceiling of an edit in pixels; without it the model's own")
+    prompt_cache_mib: int = setting(256, count, "memory for prompt embeddings, MiB; 0 keeps none")
+    reference_cache_mib: int = setting(256, count, "memory for reference latents, MiB; 0 keeps none")
+    safety_checkers: tuple[str, ...] = setting(
+        ("embedded",), names, '"embedded" or folders of checkers, comma-separated; one flag is enough'
+    )
+    safety_threshold: float = setting(0.8, probability, "probability from which the embedded checker flags")
+    safety_check_inputs: bool = setting(False, flag, "1 also checks the input image")
+    safety_forced: bool = setting(False, flag, "1 also checks where a request switches the checker off")
+    safety_time_limit_s: float = setting(60.0, seconds, "a checker that takes longer fails the edit")
+    log_level: str | None = setting(
+        None, one_of("DEBUG", "INFO", "WARNING", "ERROR"), "what goes to stderr; a server's default is INFO"
+    )
+    debug: bool = setting(False, flag, "1 shows a traceback with every error")
+
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            memory_mode=self.memory_mode,
+            max_area=self.max_area,
+            prompt_cache_bytes=self.prompt_cache_mib * MIB,
+            reference_cache_bytes=self.reference_cache_mib * MIB,
+            safety=SafetyConfig(
+                checkers=self.safety_checkers,
+                threshold=self.safety_threshold,
+                check_inputs=self.safety_check_inputs,
+                forced=self.safety_forced,
+                time_limit_s=self.safety_time_limit_s,
+            ),
+        )
