@@ -78,6 +78,6 @@ async function all() {
 }
 
 all().then((told) => {
-  console.log(JSON.stringify(told));
-  process.exit(0); // connections are kept alive
+  // Connections are kept alive, so it has to end by itself, but not before the last of it is written.
+  process.stdout.write(`${JSON.stringify(told)}\n`, () => process.exit(0));
 });

@@ -64,8 +64,7 @@ async function main() {
   for (const one of JSON.parse(list)) visits.push(await visit(tools, one));
   browser.removeAllListeners("exit");
   await Promise.all([new Promise((resolve) => browser.on("exit", resolve)), tools.call("Browser.close")]);
-  console.log(JSON.stringify({ visits }));
-  process.exit(0);
+  process.stdout.write(`${JSON.stringify({ visits })}\n`, () => process.exit(0));
 }
 
 main().catch((error) => {
