@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kontextd_server.cli_options import add_settings
+from kontextd_server.cli_options import add_action
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import Settings
 
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 _STATES = ("queued", "running", "ok", "failed", "cancelled")
 _MOST = 10_000
+_SETTINGS = ("data", "database")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listed = _action(actions, "list", "the newest first")
+    listed = add_action(actions, "list", "the newest first", *_SETTINGS)
     listed.add_argument("--state", choices=_STATES, help="only these")
     listed.add_argument("--owner", metavar="NAME", help="only of keys of this name")
     listed.add_argument("--limit", type=int, default=50, metavar="N", help="how many at most; default: %(default)s")
@@ -30,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         ("cancel", "take a job out of the queue, or stop it after its step"),
         ("retry", "queue a job again that failed or was cancelled"),
     ):
-        _action(actions, name, text).add_argument("id", metavar="REQUEST_ID")
+        add_action(actions, name, text, *_SETTINGS).add_argument("id", metavar="REQUEST_ID")
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -47,15 +48,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
             case "retry":
                 _say(arguments, _retried(store, arguments.id))
     return 0
-
-
-def _action(
-    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
-    add_settings(parser, "data", "database")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
 def _list(store: Store, arguments: argparse.Namespace) -> None:

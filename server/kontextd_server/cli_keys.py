@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from kontextd_server.cli_options import add_settings
+from kontextd_server.cli_options import add_action
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import Settings
 
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 
 _SCOPES = ("infer", "admin")
 _MAKES_A_STORE = ("create", "import")  # so that there are keys before the first start of a server
+_SETTINGS = ("data", "database")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    create = _action(actions, "create", "make a key; the key alone goes to stdout, and is shown this once")
+    create = add_action(
+        actions, "create", "make a key; the key alone goes to stdout, and is shown this once", *_SETTINGS
+    )
     _add_owner(create)
-    _action(actions, "list", "all keys, the oldest first, without their secrets")
-    taken = _action(actions, "import", "let an existing key in; it is read from stdin, one line")
+    add_action(actions, "list", "all keys, the oldest first, without their secrets", *_SETTINGS)
+    taken = add_action(actions, "import", "let an existing key in; it is read from stdin, one line", *_SETTINGS)
     _add_owner(taken)
-    rotate = _action(actions, "rotate", "a new key of the same name and scope; the old one is revoked")
-    revoke = _action(actions, "revoke", "let a key in no more")
+    rotate = add_action(actions, "rotate", "a new key of the same name and scope; the old one is revoked", *_SETTINGS)
+    revoke = add_action(actions, "revoke", "let a key in no more", *_SETTINGS)
     for one in (rotate, revoke):
         one.add_argument("id", metavar="ID", help="as kontextd keys list shows it")
 
@@ -51,15 +54,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
                     raise _unknown(arguments.id)
                 _say_revoked(arguments)
     return 0
-
-
-def _action(
-    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
-    add_settings(parser, "data", "database")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
 def _add_owner(parser: argparse.ArgumentParser) -> None:

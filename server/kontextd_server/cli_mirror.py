@@ -11,25 +11,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kontextd_server.cli_options import add_settings
+from kontextd_server.cli_options import add_action
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import Settings
 
 if TYPE_CHECKING:
     from kontextd_server.mirror import Mirror, Mirrored
 
+_SETTINGS = ("data", "files")
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    add = _action(actions, "add", "let a URL or hub id stand for a copy of a file")
+    add = add_action(actions, "add", "let a URL or hub id stand for a copy of a file", *_SETTINGS)
     add.add_argument("url", metavar="URL", help="exactly as clients send it, or a hub id such as owner/name")
     add.add_argument("file", type=Path, metavar="FILE")
-    taken = _action(actions, "import", "add what a list holds, one URL FILE a line")
+    taken = add_action(actions, "import", "add what a list holds, one URL FILE a line", *_SETTINGS)
     taken.add_argument("list", type=Path, metavar="LIST", help="# begins a comment; files lie beside the list")
-    remove = _action(actions, "remove", "let a URL stand for nothing again")
+    remove = add_action(actions, "remove", "let a URL stand for nothing again", *_SETTINGS)
     remove.add_argument("url", metavar="URL")
-    _action(actions, "list", "all that is mirrored")
-    _action(actions, "missing", "what was asked for and is not here, the latest first")
+    add_action(actions, "list", "all that is mirrored", *_SETTINGS)
+    add_action(actions, "missing", "what was asked for and is not here, the latest first", *_SETTINGS)
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -53,15 +55,6 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     except MirrorError as error:
         raise UsageError(str(error)) from error
     return 0
-
-
-def _action(
-    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
-    add_settings(parser, "data", "files")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
 def _say_removed(arguments: argparse.Namespace) -> None:

@@ -47,6 +47,16 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
         )
 
 
+def add_action(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, *settings: str
+) -> argparse.ArgumentParser:
+    """One action of a command such as `keys`, with the options of these settings and `--json`."""
+    parser = actions.add_parser(name, help=text, description=text[0].upper() + text[1:])
+    add_settings(parser, *settings)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
 def given(arguments: argparse.Namespace) -> Mapping[str, str]:
     """Field → text, of the options that were given."""
     return {
