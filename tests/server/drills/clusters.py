@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from fal_clients import absent
 
 # What a restart of the server must not lose, a crash of the whole machine may: here only the first is drilled.
 _QUICK = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "'16MB'", "max_connections": "60"}
@@ -54,7 +54,7 @@ def cluster() -> Iterator[Cluster]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"), key=lambda path: int(path.parts[-3]))
     binaries = found[-1].parent if found else Path(shutil.which("pg_ctl") or "/absent/pg_ctl").parent
     if not (binaries / "initdb").exists():
-        pytest.skip("no initdb and pg_ctl below /usr/lib/postgresql; install PostgreSQL for this drill")
+        absent("no initdb and pg_ctl below /usr/lib/postgresql; install PostgreSQL for this drill")
     folder = Path(tempfile.mkdtemp(prefix="kontextd-drill-"))  # pytest's own folders are closed to other users
     made = Cluster(folder, binaries, free_port(), _plain_user(folder))
     try:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from fal_clients import absent
 from kontextd_server.store import Claim, NewJob, Policy, Queued, Store, migrate
 from kontextd_server.store import sqlite_url as url_of
 from kontextd_server.store.database import Database
@@ -49,7 +50,7 @@ def postgres_server() -> str:
     try:
         engine.connect().close()
     except sa.exc.OperationalError as error:
-        pytest.skip(f"no PostgreSQL server answers at {url}; name one in TEST_POSTGRES_URL ({error.orig})")
+        absent(f"no PostgreSQL server answers at {url}; name one in TEST_POSTGRES_URL ({error.orig})")
     finally:
         engine.dispose()
     return url

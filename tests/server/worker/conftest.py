@@ -21,6 +21,7 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
+from fal_clients import absent
 from kontextd_server.files import FileStore, FolderStore
 from kontextd_server.store import Job, JobState, NewJob, Queued, Store, migrate, open_store, sqlite_url
 from kontextd_server.store.tables import metadata
@@ -70,7 +71,7 @@ def postgres_url() -> Iterator[str]:
             connection.execute(sa.text(f"CREATE DATABASE {name}"))
             connection.execute(sa.text(f"ALTER DATABASE {name} SET synchronous_commit = off"))
     except sa.exc.OperationalError as error:
-        pytest.skip(f"no PostgreSQL server answers at {server}; name one in TEST_POSTGRES_URL ({error.orig})")
+        absent(f"no PostgreSQL server answers at {server}; name one in TEST_POSTGRES_URL ({error.orig})")
     url = sa.make_url(server).set(database=name).render_as_string(hide_password=False)
     migrate(url)
     yield url
