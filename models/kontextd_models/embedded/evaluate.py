@@ -42,10 +42,6 @@ GATES: Mapping[str, Gate] = {
 }
 
 
-# What the weights that ship miss their gate for. A row that meets its gate leaves the list.
-NOT_YET = frozenset({"posterize"})
-
-
 @dataclass(frozen=True)
 class Row:
     """Means over photos of PSNR in dB: the result, and the unedited photo, against the exact edit."""
