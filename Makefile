@@ -2,9 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup edit serve test test-long check bench test-gpu wheelhouse prove-offline
+.PHONY: help setup edit serve test test-long test-kernels check bench test-gpu wheelhouse prove-offline
 
 VENV := .venv
+KERNELS := .venv-kernels
 READY := $(VENV)/.ready
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # The first interpreter that is new enough and can make a virtual environment; 3.11 first: constraints.txt was tested on it.
@@ -50,6 +51,18 @@ test: setup ## run the tests that need no GPU
 test-long: setup ## run the long forms: races, fuzzing, a soak (about half an hour)
 	$(PYTEST) -m long -n 2 --dist worksteal
 
+# Triton is 1 GB and of no use without a GPU or these tests: an environment of its own, over the packages of .venv.
+$(KERNELS)/.ready: $(READY)
+	"$(VENV)/bin/python" -m venv --clear $(KERNELS)
+	$(VENV)/bin/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+		> "$$($(KERNELS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/over.pth"
+	$(KERNELS)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --constraint constraints.txt triton
+	touch $@
+
+test-kernels: setup $(KERNELS)/.ready ## run the Triton kernels in the interpreter, and compile them (downloads Triton)
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(KERNELS)/bin/python -m pytest -q -n 2 tests/kernels
+	OMP_NUM_THREADS=1 $(KERNELS)/bin/python -m pytest -q tests/kernels/test_lora_merge_compiled.py
+
 check: setup ## lint, formatting, strict types, Dockerfile, import direction, no pickle
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -58,7 +71,7 @@ check: setup ## lint, formatting, strict types, Dockerfile, import direction, no
 	$(PYTEST) -q tests/test_repository.py
 
 bench: setup ## measure, into benchmarks/results/
-	@for script in benchmarks/*.py; do echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; done
+	@for script in benchmarks/*.py kernels/bench.py; do echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; done
 
 test-gpu: setup ## run the tests that need a CUDA device
 	@$(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \

@@ -1,1 +1,1 @@
-"""GPU ops of kontextd: for each op a reference and a Triton kernel. Knows tensors only. Empty so far."""
+"""GPU ops of kontextd: for each a reference, a Triton kernel and a launcher. Knows tensors only."""
