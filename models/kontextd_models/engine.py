@@ -5,8 +5,8 @@
         ...  # a `Step` after each denoise step, then one `Done`
 
 Closing the iterator, or an exception anywhere, stops the work within one step and leaves the engine as if nothing had
-happened: the scheduler belongs to the image that is made, caches take in only what is whole, and the iterator alone
-holds the rest.
+happened: the scheduler belongs to the image that is made, caches take in only what is whole, each edit first makes
+the weights what its own LoRAs ask for, and the iterator alone holds the rest.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from kontextd_models.encode import (
 )
 from kontextd_models.errors import EngineBusy, OutOfMemory
 from kontextd_models.loading import LoadedModel, load_model, pick_device
+from kontextd_models.lora.stack import LoraStack, Stacked
 from kontextd_models.out_of_memory import is_out_of_memory
 from kontextd_models.preview import Projection, estimate, fit_projection
 from kontextd_models.records import Done, EditRequest, EngineConfig, Step
@@ -59,6 +60,7 @@ class Engine:
         self.model = model
         self.prompts = ByteLRU[EncodedPrompt](config.prompt_cache_bytes)
         self.references = ByteLRU[EncodedReference](config.reference_cache_bytes)
+        self._stack, self._lora_limits = LoraStack(model, config), config.lora_limits
         self._gate = gate or SafetyGate(config.safety)
         self._projection: Projection | None = None
         self._busy = threading.Lock()
@@ -78,10 +80,10 @@ class Engine:
         """Check the request at once, and return the edit as an iterator that does the work as it is consumed.
 
         Raises `InputError` here. From its first `next` on, the iterator holds the engine until its `Done`, or until it
-        is closed or dropped; it raises `EngineBusy` there if another one does, later `OutOfMemory`, `SafetyCheckFailed`
-        or, for a flagged input, `ContentPolicyViolation`.
+        is closed or dropped; it raises `EngineBusy` there if another one does, later `LoraError`, `OutOfMemory`,
+        `SafetyCheckFailed` or, for a flagged input, `ContentPolicyViolation`.
         """
-        edit = check(request, self.model.limits)
+        edit = check(request, self.model.limits, self._lora_limits)
         if edit.size.reason:
             log.warning("%s", edit.size.reason)
         return self._alone(edit)
@@ -100,6 +102,7 @@ class Engine:
         clock = StageClock(self.model.device)
         with clock.stage("safety"):
             self._gate.check_input(edit.image, asked=edit.safety_asked)
+        stacked = self._stacked(edit, clock)
         with clock.stage("encode_prompt"):
             prompt, prompt_hit = self._encoded_prompt(edit.prompt)
         with clock.stage("encode_image"):
@@ -116,8 +119,17 @@ class Engine:
         with clock.stage("safety"):
             checked, flags = self._gate.check(images, asked=edit.safety_asked)
         hits = {"prompt": prompt_hit, "reference": reference_hit}
-        warnings = _warnings(edit, prompt, self._gate)
-        return Done(checked, edit.seeds, flags, clock.seconds(), hits, edit.size, warnings)
+        if edit.loras:
+            hits["loras"] = stacked.is_hit
+        warnings = _warnings(edit, prompt, self._gate, stacked)
+        return Done(checked, edit.seeds, flags, clock.seconds(), hits, edit.size, stacked.reports, warnings)
+
+    def _stacked(self, edit: Edit, clock: StageClock) -> Stacked:
+        """The weights with the LoRAs of this edit; without any, the base's."""
+        if not edit.loras and self._stack.is_base:
+            return Stacked()
+        with clock.stage("merge"):
+            return self._stack.merge(edit.loras)
 
     def _denoise(
         self,
@@ -155,7 +167,7 @@ class Engine:
     def _encoded_prompt(self, prompt: str) -> tuple[EncodedPrompt, bool]:
         """From the cache where it is there; True for a hit."""
         pipeline, max_tokens = self.model.pipeline, max_prompt_tokens(self.model.pipeline)
-        key = content_key(prompt, max_tokens)
+        key = content_key(prompt, max_tokens, self._stack.encoders_key())
         found = self.prompts.get(key)
         if found is not None:
             return found.to(self.model.device), True
@@ -188,6 +200,7 @@ class Engine:
             what = _first_line(error)
             traceback.clear_frames(error.__traceback__)  # they hold the tensors
         memory.rest(self.model.pipeline)  # outside of the handlers: in them the error itself is still held
+        self._stack.release_device()
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -244,9 +257,9 @@ def _no_autograd() -> Iterator[None]:
         yield
 
 
-def _warnings(edit: Edit, prompt: EncodedPrompt, gate: SafetyGate) -> tuple[str, ...]:
+def _warnings(edit: Edit, prompt: EncodedPrompt, gate: SafetyGate, stacked: Stacked) -> tuple[str, ...]:
     """What was done otherwise than it was asked for, logged and told."""
-    warnings = []
+    warnings = [*stacked.warnings]
     if prompt.cut_tokens:  # how many, and not what they say: prompts are no business of a log
         warnings.append(
             f"the prompt is longer than the model reads: its last {prompt.cut_tokens} tokens were not seen. Shorten it."

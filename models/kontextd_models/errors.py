@@ -9,7 +9,10 @@
     │   ├── ImageTooSmall
     │   ├── AspectRatioOutOfRange
     │   ├── ContentPolicyViolation  the input image was flagged by a safety checker
-    │   └── FeatureNotSupported   a valid request that this model or version cannot serve
+    │   ├── FeatureNotSupported   a valid request that this model or version cannot serve
+    │   └── LoraError             a LoRA cannot be used; the base model is as it was
+    │       ├── LoraFileError     no sound safetensors file, or one with values or sizes that no LoRA has
+    │       └── LoraMismatch      made for another architecture, or for another size of this one
     ├── ModelError                the model folder is missing a part, truncated, or of another architecture
     └── EngineError               nothing the caller did
         ├── EngineBusy            a second caller while an edit runs
@@ -65,6 +68,22 @@ class ContentPolicyViolation(InputError):
 
 class FeatureNotSupported(InputError):
     """The value is a valid one that this model or this version cannot serve."""
+
+
+class LoraError(InputError):
+    """A LoRA cannot be used. `index` is its place in the request, once that is known."""
+
+    def __init__(self, message: str, *, index: int | None = None) -> None:
+        super().__init__(message, field="loras")
+        self.index = index
+
+
+class LoraFileError(LoraError):
+    """The file is no sound safetensors file, or holds values, sizes or forms that cannot be merged."""
+
+
+class LoraMismatch(LoraError):
+    """The file was made for another architecture, or for a model of another size."""
 
 
 class ModelError(KontextdError):

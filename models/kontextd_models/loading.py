@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kontextd_models.encode import Pipeline
 from kontextd_models.errors import InvalidValue
 from kontextd_models.folder import ModelCard, check_folder
 from kontextd_models.limits import ModelLimits
+from kontextd_models.lora.merging import Merger, open_merger
 from kontextd_models.pretrained import load_part, load_weights, quiet
 from kontextd_models.records import EngineConfig, MemoryMode
 
@@ -54,6 +56,11 @@ class LoadedModel:
     dtype: torch.dtype
     memory_mode: MemoryMode
     memory_reason: str
+
+    @cached_property
+    def merger(self) -> Merger:
+        """The one writer of these weights, for all engines around this model: it alone knows what is merged."""
+        return open_merger(self.pipeline, self.folder, self.device, self.memory_mode)
 
 
 def load_model(config: EngineConfig) -> LoadedModel:

@@ -53,10 +53,26 @@ class MemoryMode(StrEnum):
 
 @dataclass(frozen=True)
 class LoraWeight:
-    """A LoRA file on the local disk and the factor its delta is multiplied by."""
+    """A LoRA file on the local disk and the factor its delta is multiplied by.
+
+    `name` is what messages and reports call it; empty: the file's own name. `sha256` (hex) is that of the file, where
+    whoever brought it knows it: then a file that was read before is not read again, wherever it lies now.
+    """
 
     path: Path
     scale: float = 1.0
+    name: str = ""
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class LoraLimits:
+    """What a LoRA file may hold; one that holds more is refused before its tensors are read."""
+
+    max_file_bytes: int = 4 * 2**30
+    max_tensors: int = 20_000  # every linear of FLUX.1 and both encoders in four tensors each: 4,000
+    max_rank: int = 1024
+    max_scale: float = 10.0  # of a request, either sign
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,9 @@ class EngineConfig:
     max_area: int | None = None  # pixels; None: the model's own ceiling
     prompt_cache_bytes: int = 256 * 2**20
     reference_cache_bytes: int = 256 * 2**20
+    lora_cache_bytes: int = 2 * 2**30  # of LoRA files that were read, in host memory
+    lora_device_cache_bytes: int = 2 * 2**30  # of these on a GPU too, where so much is to spare
+    lora_limits: LoraLimits = field(default_factory=LoraLimits)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
 
 
@@ -121,6 +140,20 @@ class Step:
 
 
 @dataclass(frozen=True)
+class LoraReport:
+    """What became of a LoRA of the request: `matched` of its `total` tensors are used, `unmatched` names the others."""
+
+    name: str
+    key: str  # SHA-256 of the file
+    scale: float
+    dialects: tuple[str, ...]
+    matched: int
+    total: int
+    unmatched: tuple[str, ...]
+    was_cached: bool  # it had been read before
+
+
+@dataclass(frozen=True)
 class Done:
     """The result. `timings`: seconds by stage, encode_prompt, encode_image, merge, denoise, decode, safety, total."""
 
@@ -128,6 +161,7 @@ class Done:
     seeds: tuple[int, ...]
     has_nsfw_concepts: tuple[bool, ...]
     timings: Mapping[str, float]
-    cache_hits: Mapping[str, bool]  # "prompt", "reference"
+    cache_hits: Mapping[str, bool]  # "prompt", "reference"; "loras": the same set was merged already
     size: SizePlan
+    loras: tuple[LoraReport, ...] = ()
     warnings: tuple[str, ...] = ()  # e.g. a prompt cut at the encoder's limit

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from PIL import Image
 
-from kontextd_models.errors import FeatureNotSupported, InvalidValue
+from kontextd_models.errors import FeatureNotSupported, InvalidValue, LoraError, LoraFileError
 from kontextd_models.intake import Intake, IntakeLimits, prepare
 from kontextd_models.limits import ModelLimits
-from kontextd_models.records import Acceleration, EditRequest, ResolutionMode
+from kontextd_models.lora.wording import label
+from kontextd_models.records import Acceleration, EditRequest, LoraLimits, LoraWeight, ResolutionMode
 from kontextd_models.resolution import SizePlan, plan
 
 MAX_STEPS = 50
@@ -20,6 +22,7 @@ MAX_GUIDANCE = 20.0
 MAX_IMAGES = 4
 SEED_RANGE = 2**53  # a JavaScript client rounds larger numbers
 PRESETS = (Acceleration.NONE,)  # those that this version has
+_LORA_LIMITS = LoraLimits()
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
@@ -36,10 +39,11 @@ class Edit:
     seeds: tuple[int, ...]
     safety_asked: bool
     preview_interval: int
+    loras: tuple[LoraWeight, ...] = ()
 
 
-def check(request: EditRequest, limits: ModelLimits) -> Edit:
-    """Check every value, open and plan the image, and draw the seed where none was given.
+def check(request: EditRequest, limits: ModelLimits, lora_limits: LoraLimits = _LORA_LIMITS) -> Edit:
+    """Check every value, open and plan the image, and draw the seed where none was given. LoRA files are not opened.
 
     Raises an `InputError` that names the field, its value and its range.
     """
@@ -50,7 +54,8 @@ def check(request: EditRequest, limits: ModelLimits) -> Edit:
     _check_whole("preview_interval", request.preview_interval, 0, None)
     _check_guidance(request.guidance_scale)
     _check_prompt(request.prompt)
-    _check_features(request)
+    _check_preset(request.acceleration)
+    loras = _checked_loras(request.loras, lora_limits.max_scale)
     mode = _choice("resolution_mode", request.resolution_mode, ResolutionMode)
     picture = _picture(request.image, limits)
     return Edit(
@@ -62,6 +67,7 @@ def check(request: EditRequest, limits: ModelLimits) -> Edit:
         seeds=seeds(request.seed, request.num_images),
         safety_asked=request.enable_safety_checker,
         preview_interval=request.preview_interval,
+        loras=loras,
     )
 
 
@@ -78,9 +84,7 @@ def _check_whole(field: str, value: object, low: int, high: int | None) -> None:
 
 
 def _check_guidance(value: object) -> None:
-    if not (
-        isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_GUIDANCE
-    ):  # NaN fails too
+    if not (_is_number(value) and 0 <= value <= MAX_GUIDANCE):  # NaN fails too
         raise InvalidValue(
             f"guidance_scale is {value!r}; it must be a number from 0 to {MAX_GUIDANCE:g}.", field="guidance_scale"
         )
@@ -95,17 +99,31 @@ def _check_prompt(value: object) -> None:
         raise InvalidValue(f"prompt is not Unicode text: {error.reason} at {error.start}.", field="prompt") from error
 
 
-def _check_features(request: EditRequest) -> None:
-    preset = _choice("acceleration", request.acceleration, Acceleration)
+def _check_preset(value: object) -> None:
+    preset = _choice("acceleration", value, Acceleration)
     if preset not in PRESETS:
         exist = ", ".join(known.value for known in PRESETS)
         raise FeatureNotSupported(
             f"acceleration is {preset.value!r}; this version has the presets: {exist}.", field="acceleration"
         )
-    if request.loras:
-        raise FeatureNotSupported(
-            f"loras holds {len(request.loras)}; this version cannot merge any. Send it empty.", field="loras"
-        )
+
+
+def _checked_loras(loras: Sequence[LoraWeight], max_scale: float) -> tuple[LoraWeight, ...]:
+    """Any number of them, each with a scale in its range and a file that is there."""
+    for index, lora in enumerate(loras):
+        if not _is_number(lora.scale) or not abs(lora.scale) <= max_scale:  # NaN fails too
+            raise LoraError(
+                f"{label(index, lora)}: scale is {lora.scale!r}; it must be a number from {-max_scale:g} to "
+                f"{max_scale:g}.",
+                index=index,
+            )
+        if not lora.path.is_file():
+            raise LoraFileError(f"{label(index, lora)}: there is no such file. Give one that is there.", index=index)
+    return tuple(loras)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _choice(field: str, value: object, choices: type[Choice]) -> Choice:

@@ -32,6 +32,7 @@ from kontextd_models.loading import LoadedModel, pick_device, pick_dtype
 from kontextd_models.safety.open_nsfw import OpenNsfwChecker
 from kontextd_models.stock import StockEdit, stock_latents
 from kontextd_models.verify_alignment import check_alignment
+from kontextd_models.verify_loras import check_lora_merge, check_lora_restored
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ def _on_one_engine(subject: Subject, engine: Engine) -> Iterator[Check]:
         size = native_size(engine, aspect)
         yield _guarded(f"loop {size[0]}x{size[1]}", partial(check_loop, engine, size))
     yield _guarded("alignment", partial(check_alignment, engine, knows_identity=subject.knows_identity))
+    yield _guarded("LoRA merge", partial(check_lora_merge, engine))
+    yield _guarded("LoRA restored", partial(check_lora_restored, engine))
     yield _guarded("safety", partial(check_safety, subject, engine))
     yield _guarded("out of memory", partial(check_out_of_memory, engine))
 

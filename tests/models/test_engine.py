@@ -14,7 +14,6 @@ from kontextd_models import (
     Done,
     EditRequest,
     EngineConfig,
-    LoraWeight,
     ResolutionMode,
     SafetyConfig,
     Step,
@@ -290,12 +289,6 @@ def test_a_preset_this_version_lacks_is_refused_with_those_it_has(
     with pytest.raises(FeatureNotSupported, match="none") as caught:
         tiny_engine.edit(replace(tiny_request, acceleration=preset))
     assert caught.value.field == "acceleration"
-
-
-def test_loras_are_refused_as_long_as_none_can_be_merged(tiny_engine: Engine, tiny_request: EditRequest) -> None:
-    with pytest.raises(FeatureNotSupported, match="loras") as caught:
-        tiny_engine.edit(replace(tiny_request, loras=(LoraWeight(Path("style.safetensors")),)))
-    assert caught.value.field == "loras"
 
 
 def test_a_picture_beyond_the_limits_is_refused(tiny_engine: Engine, tiny_request: EditRequest, photo: Photo) -> None:

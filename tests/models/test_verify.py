@@ -55,7 +55,7 @@ def test_the_embedded_model_passes_every_proof_that_a_cpu_admits(
     found = list(checks(subject_of(EngineConfig(model=embedded_folder, device="cpu"))))
     assert failed(found) == []
     assert [check.name.split()[0] for check in found if check.passed] == [
-        *("model", "loop", "loop", "loop", "alignment", "safety", "repeat", "restart", "memory")
+        *("model", "loop", "loop", "loop", "alignment", "LoRA", "LoRA", "safety", "repeat", "restart", "memory")
     ]
     (alignment,) = [check for check in found if check.name == "alignment"]
     assert len(alignment.figures["ours_px"]) == 12
@@ -237,7 +237,9 @@ def test_a_proof_that_breaks_has_failed_and_the_others_go_on(subject: Subject, m
     found = list(checks(replace(subject, in_new_process=broken, knows_identity=False)))
     assert [check.name for check in failed(found)] == ["loop 64x64", "loop 80x48", "loop 48x80", "restart"]
     assert found[1].detail == "broke with RuntimeError: CUDA error: an illegal memory access"
-    assert [check.name for check in found if check.passed] == ["model", "safety", "repeat", "memory resident"]
+    assert [check.name for check in found if check.passed] == [
+        *("model", "LoRA merge", "LoRA restored", "safety", "repeat", "memory resident")
+    ]
 
 
 def test_out_of_memory_is_proved_on_cuda_only_and_says_so(engine: Engine) -> None:

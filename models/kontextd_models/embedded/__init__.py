@@ -17,3 +17,8 @@ def embedded_model_dir() -> Path:
 def sample_photo() -> Path:
     """A photo to try the model on: `chelsea` by Stéfan van der Walt, CC0."""
     return Path(__file__).parent / "samples" / "chelsea.jpg"
+
+
+def lora_file(style: str) -> Path:
+    """One of the LoRAs that ship for it, by the name of its style in `styles.STYLES`."""
+    return Path(__file__).parent / "loras" / f"{style}.safetensors"

@@ -46,7 +46,8 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
 
 
-def _grey(image: Tensor) -> Tensor:
+def grey(image: Tensor) -> Tensor:
+    """Its luma (Rec. 601) in all channels."""
     return (image * _column(_LUMA, image)).sum(0, keepdim=True).expand_as(image)
 
 
@@ -60,15 +61,16 @@ def _contrast(image: Tensor) -> Tensor:
 
 
 def _desaturate(image: Tensor) -> Tensor:
-    grey = _grey(image)
-    return grey + 0.25 * (image - grey)
+    luma = grey(image)
+    return luma + 0.25 * (image - luma)
 
 
 def _tint(red: float, green: float, blue: float) -> Exact:
     return lambda image: (image * _column((red, green, blue), image)).clamp(0, 1)
 
 
-def _blur(image: Tensor, sigma: float = _BLUR_SIGMA) -> Tensor:
+def blurred(image: Tensor, sigma: float = _BLUR_SIGMA) -> Tensor:
+    """By a Gaussian of `sigma` pixels; the border is continued."""
     radius = int(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
@@ -80,7 +82,7 @@ def _blur(image: Tensor, sigma: float = _BLUR_SIGMA) -> Tensor:
 
 def _posterize(image: Tensor) -> Tensor:
     """Three levels a channel, of a smoothed picture and with soft steps: hard ones are finer than the latents show."""
-    steps = 2 * _blur(image, _POSTER_SIGMA)
+    steps = 2 * blurred(image, _POSTER_SIGMA)
     level = steps.floor()
     rise = ((steps - level - 0.5) / _POSTER_SOFTNESS + 0.5).clamp(0, 1)
     return ((level + rise**2 * (3 - 2 * rise)) / 2).clamp(0, 1)
@@ -162,7 +164,7 @@ def _exactly(exact: Exact) -> Drawn:
 
 
 EDITS: tuple[Edit, ...] = (
-    Edit("black and white", "colour", _exactly(_grey)),
+    Edit("black and white", "colour", _exactly(grey)),
     Edit("sepia", "colour", _exactly(_sepia)),
     Edit("invert", "colour", _exactly(lambda image: 1 - image)),
     Edit("darker", "colour", _exactly(lambda image: image * 0.5)),
@@ -172,7 +174,7 @@ EDITS: tuple[Edit, ...] = (
     Edit("warmer", "colour", _exactly(_tint(1.3, 1.0, 0.6))),
     Edit("cooler", "colour", _exactly(_tint(0.6, 1.0, 1.3))),
     Edit("swap red and blue", "colour", _exactly(lambda image: image.flip(0))),
-    Edit("blur", "colour", _exactly(_blur)),
+    Edit("blur", "colour", _exactly(blurred)),
     Edit("posterize", "colour", _exactly(_posterize)),
     Edit("flip horizontally", "flip", _exactly(lambda image: image.flip(2))),
     Edit("turn upside down", "flip", _exactly(lambda image: image.flip(1))),

@@ -24,6 +24,7 @@ from kontextd_models.embedded import architecture, edits
 from kontextd_models.embedded.data import Photos
 from kontextd_models.embedded.export import replace_weights
 from kontextd_models.embedded.loop import Schedule, averaged, run
+from kontextd_models.embedded.styles import Style
 from kontextd_models.embedded.train_text import Prompt, Reader, draw
 from kontextd_models.embedded.train_vae import started
 from kontextd_models.embedded.wordings import known_prompts
@@ -88,7 +89,7 @@ class BlockEncoder:
         return packed
 
 
-def _ids(rows: int, columns: int, device: torch.device) -> Tensor:
+def positions(rows: int, columns: int, device: torch.device) -> Tensor:
     """Positions [2N, 3] of the output tokens, then of the reference tokens, as the pipeline numbers them."""
     output = FluxKontextPipeline._prepare_latent_image_ids(1, rows, columns, device, torch.float32)
     reference = output.clone()
@@ -113,7 +114,7 @@ _REFINE_GRIDS = (
 # to know where the picture ends, is learned last.
 _PRACTICE = {"invert": 4, "posterize": 3, "flip horizontally": 6, "turn upside down": 6, "red circle": 3}
 _REFINE_PRACTICE = {
-    "invert": 2, "more contrast": 3, "posterize": 5, "flip horizontally": 9, "turn upside down": 7, "red circle": 4,
+    "invert": 2, "more contrast": 3, "posterize": 12, "flip horizontally": 9, "turn upside down": 7, "red circle": 4,
     "left half blue": 3,
 }  # fmt: skip
 _JOINED, _OTHER = 5, 3
@@ -143,9 +144,15 @@ class Batches:
 
     @torch.no_grad()
     def __init__(
-        self, photos: Photos, pool: TextPool, vae: architecture.Vae, practice: Mapping[str, int], device: torch.device
+        self,
+        photos: Photos,
+        pool: TextPool,
+        vae: architecture.Vae,
+        practice: Mapping[str, int],
+        device: torch.device,
+        style: Style | None = None,
     ) -> None:
-        self.photos, self.pool, self.practice, self.device = photos, pool, practice, device
+        self.photos, self.pool, self.practice, self.device, self.style = photos, pool, practice, device, style
         self.encoder = BlockEncoder.of(vae)
         self.by_subject = _by_subject(pool.prompts)
         rng = random.Random(2)
@@ -157,13 +164,18 @@ class Batches:
 
     @torch.no_grad()
     def draw(self, rows: int, columns: int, count: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(target tokens, reference tokens, T5 embeddings, CLIP embeddings) of `count` pairs."""
+        """(target tokens, reference tokens, T5 embeddings, CLIP embeddings) of `count` pairs.
+
+        The style, where there is one, is laid over the edit.
+        """
         chosen = [_pick(self.by_subject, self.practice, rng) for _ in range(count)]
         before = [self.photos.crop(16 * rows, 16 * columns, rng) for _ in chosen]
         after = [
             edits.apply(picture, self.pool.prompts[index].classes, rng)
             for picture, index in zip(before, chosen, strict=True)
         ]
+        if self.style is not None:
+            after = [self.style(picture) for picture in after]
         target = self.encoder.tokens(torch.stack(after)).to(self.device)
         reference = self.encoder.tokens(torch.stack(before)).to(self.device)
         return target, reference, self.pool.sequences[chosen], self.pool.pooled[chosen]
@@ -208,16 +220,19 @@ def train(photos: Photos, work: Path, device: torch.device, steps: int | None) -
         rows, columns = rng.choice(_FULL if full else _SMALL)
         count = (_FULL_TOKENS if full else _SMALL_TOKENS) // (rows * columns)
         batch = batches.draw(rows, columns, count, rng)
-        return flow_loss(transformer, batch, _ids(rows, columns, device), batches.weights)
+        return flow_loss(transformer, batch, positions(rows, columns, device), batches.weights)
 
     run(transformer, transformer.parameters(), loss_of, schedule, work / "flow.safetensors")
 
 
-def refine(photos: Photos, folder: Path, work: Path, device: torch.device, steps: int | None) -> None:
-    """Go on from the transformer of an exported folder, and put the result in its place."""
-    torch.manual_seed(0)
+def exported(folder: Path, device: torch.device) -> Pipeline:
+    """The pipeline of an exported folder, to go on from."""
     pipeline: Pipeline = FluxKontextPipeline.from_pretrained(folder, dtype=torch.float32)
-    pipeline.to(device)
+    return pipeline.to(device)
+
+
+def text_pool(pipeline: Pipeline) -> TextPool:
+    """Prompts with their embeddings by the pipeline's own encoders."""
 
     def embed(prompts: list[str]) -> tuple[Tensor, Tensor]:
         sequences, pooled, _ = pipeline.encode_prompt(
@@ -225,7 +240,14 @@ def refine(photos: Photos, folder: Path, work: Path, device: torch.device, steps
         )
         return sequences, pooled
 
-    batches = Batches(photos, _embedded(embed), pipeline.vae.cpu(), _REFINE_PRACTICE, device)
+    return _embedded(embed)
+
+
+def refine(photos: Photos, folder: Path, work: Path, device: torch.device, steps: int | None) -> None:
+    """Go on from the transformer of an exported folder, and put the result in its place."""
+    torch.manual_seed(0)
+    pipeline = exported(folder, device)
+    batches = Batches(photos, text_pool(pipeline), pipeline.vae.cpu(), _REFINE_PRACTICE, device)
     transformer = pipeline.transformer.train()
     transformer.requires_grad_(True)
     matrices = [
@@ -238,7 +260,7 @@ def refine(photos: Photos, folder: Path, work: Path, device: torch.device, steps
         rows, columns = rng.choice(_REFINE_GRIDS)
         count = max(1, _FULL_TOKENS // (rows * columns))
         return flow_loss(
-            transformer, batches.draw(rows, columns, count, rng), _ids(rows, columns, device), batches.weights
+            transformer, batches.draw(rows, columns, count, rng), positions(rows, columns, device), batches.weights
         )
 
     schedule = _REFINE if steps is None else replace(_REFINE, steps=steps)
