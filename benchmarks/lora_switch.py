@@ -5,8 +5,9 @@
 A randomly initialised transformer (small: 281 M parameters; full: FLUX.1's 11.9 B) in bfloat16, with LoRAs for every
 linear of its blocks. A switch takes one set off and puts another on. Both ways in turn within one run: diffusers'
 `unfuse_lora`, `unload_lora_weights`, `load_lora_weights`, `set_adapters` and `fuse_lora`, and ours. Cold: the files are
-read (they are in the system's cache). Warm: they were read before; for diffusers, their tensors are handed over. Hot:
-the set is on already. The limit is what the same run measures for copying the weights once and for the products at the
+read (they are in the system's cache). Warm: they were read before; for diffusers, their tensors are handed over. On a
+GPU warm means factors that lie on it, and those in pinned host memory have a row of their own. Hot: the set is on
+already. The limit is what the same run measures for copying the weights once and for the products at the
 rate of one large product, whichever takes longer. Writes JSON into benchmarks/results/ and prints a table.
 """
 
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -150,6 +151,10 @@ def row(stand: Stand, rank: int, count: int, repeats: int, files: Sequence[Path]
     warm, extra = LoraStack(stand.model, stand.config), PeakMemory(stand.model.device)
     merge_files(warm, sets[0])
     merge_files(warm, sets[1])
+    on_host = LoraStack(stand.model, replace(stand.config, lora_device_cache_bytes=0))
+    for one in sets:
+        merge_files(on_host, one)
+    merge_files(warm, sets[1])
     with extra:
         merge_files(warm, sets[0])
     stock_on(stand.stock, [(path.stem, path) for path in sets[0]])
@@ -160,12 +165,12 @@ def row(stand: Stand, rank: int, count: int, repeats: int, files: Sequence[Path]
             "ours, warm": partial(merge_files, warm, one),
             "ours, hot": partial(merge_files, warm, one),
             "ours, cold": partial(merge_cold, stand, other),
+            "ours, warm in host memory": partial(merge_files, on_host, one),
             "stock, warm": partial(stock_switch, stand.stock, [(path.stem, loaded[path]) for path in one]),
             "stock, cold": partial(stock_switch, stand.stock, [(path.stem, path) for path in other]),
         }
         for way, switch in ways.items():
             seconds.setdefault(way, []).append(timed(switch, stand.model.device))
-        merge_files(warm, one)
         stock_switch(stand.stock, [(path.stem, loaded[path]) for path in one])
     stock_off(stand.stock)
     medians = {way: statistics.median(values) for way, values in seconds.items()}
@@ -177,7 +182,7 @@ def row(stand: Stand, rank: int, count: int, repeats: int, files: Sequence[Path]
         "stock / ours, warm": medians["stock, warm"] / medians["ours, warm"],
         "stock / ours, cold": medians["stock, cold"] / medians["ours, cold"],
         "limit_s": limit,
-        "ours, warm / limit": medians["ours, warm"] / max(limit.values()),
+        "ours, warm / limit": medians["ours, warm"] / max(limit["memory"], limit["products"]),
         "extra memory, MiB": extra.mib,
     }
     print(json.dumps(found), file=sys.stderr, flush=True)
@@ -224,7 +229,7 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def limit_s(stand: Stand, ranks: int, factor_bytes: int) -> dict[str, float]:
-    """Seconds to copy the weights of the blocks and read the factors, and seconds for the products."""
+    """Seconds to copy the weights of the blocks and read the factors; for the products; to bring the factors there."""
     weights = [
         module.weight.detach()
         for name, module in stand.stock.transformer.named_modules()
@@ -242,9 +247,12 @@ def limit_s(stand: Stand, ranks: int, factor_bytes: int) -> dict[str, float]:
     copying = min(timed(copy, device) for _ in range(3))
     product = min(timed(lambda: left @ right, device) for _ in range(3))
     moved = 2 * elements * DTYPE.itemsize
+    factors = torch.empty(factor_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    upload = min(timed(lambda: factors.to(device, copy=True), device) for _ in range(3))
     return {
         "memory": copying * (moved + factor_bytes) / moved,
         "products": 2 * ranks * elements * product / (2 * GEMM_SIDE**3),
+        "upload": upload,
     }
 
 
@@ -313,7 +321,7 @@ def _lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"| {seconds['ours, cold']:.3f} / {seconds['ours, warm']:.3f} / {seconds['ours, hot']:.4f} "
             f"| {seconds['stock, cold']:.2f} / {seconds['stock, warm']:.2f} "
             f"| {one['stock / ours, cold']:.1f} | {one['stock / ours, warm']:.1f} "
-            f"| {max(one['limit_s'].values()):.3f} | {one['ours, warm / limit']:.2f} "
+            f"| {max(one['limit_s']['memory'], one['limit_s']['products']):.3f} | {one['ours, warm / limit']:.2f} "
             f"| {one['extra memory, MiB']:.0f} |"
         )
 
