@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kontextd_server.fetch import AllowList, FetchConfig, Fetcher, Purpose, PurposeRules, Web
 from kontextd_server.fetch.addresses import Address
+from kontextd_server.fetch.roots import LoraRoots
 from kontextd_server.files import FolderStore
 from kontextd_server.mirror import Mirror
 
@@ -166,6 +167,8 @@ class Bench:
         )
     )
 
+    roots: LoraRoots = field(default_factory=LoraRoots)
+
     @property
     def files(self) -> FolderStore:
         return FolderStore(self.folder / "files")
@@ -180,7 +183,7 @@ class Bench:
 
     def fetcher(self) -> Fetcher:
         config = replace(self.config, image=self.rules, lora=self.rules, webhook=self.rules)
-        return Fetcher(Web(config, self.names), self.files, own_key, self.mirror)
+        return Fetcher(Web(config, self.names), self.files, own_key, self.mirror, self.roots)
 
     def into(self) -> Path:
         """A path that nothing has used yet."""

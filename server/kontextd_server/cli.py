@@ -15,7 +15,17 @@ from collections.abc import Sequence
 
 from kontextd_models.errors import InputError, KontextdError, ModelError
 
-from kontextd_server import cli_certs, cli_edit, cli_jobs, cli_keys, cli_mirror, cli_reports, cli_serve
+from kontextd_server import (
+    cli_certs,
+    cli_edit,
+    cli_files,
+    cli_jobs,
+    cli_keys,
+    cli_lora,
+    cli_mirror,
+    cli_reports,
+    cli_serve,
+)
 from kontextd_server.cli_options import add_settings, given
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import SettingError, Settings, describe, read_settings
@@ -30,6 +40,8 @@ _COMMANDS = (
     ("worker", cli_serve.add_worker_options, cli_serve.run_worker, "join a queue with one worker more"),
     ("keys", cli_keys.add_options, cli_keys.run, "make, list, import, rotate and revoke API keys"),
     ("jobs", cli_jobs.add_options, cli_jobs.run, "list, show, cancel and retry jobs"),
+    ("files", cli_files.add_options, cli_files.run, "list, show, delete and prune uploads and results"),
+    ("lora", cli_lora.add_options, cli_lora.run, "look LoRA files over, and keep some under names"),
     ("mirror", cli_mirror.add_options, cli_mirror.run, "files for the URLs that an off-line box is asked for"),
     ("certs", cli_certs.add_options, cli_certs.run, "make a private CA and the server's certificate"),
     ("edit", cli_edit.add_options, cli_edit.run, "edit a photo by instruction"),
@@ -122,7 +134,7 @@ def _start_logging(settings: Settings, *, is_server: bool) -> None:
     logging.basicConfig(level=level, format=form, stream=sys.stderr)
     logging.getLogger("alembic").setLevel("WARNING")  # it tells what it is made of, at INFO
     if is_server and settings.log_json:
-        from kontextd_server.api.logs import JsonLines
+        from kontextd_server.json_log import JsonLines
 
         for handler in logging.getLogger().handlers:
             handler.setFormatter(JsonLines())

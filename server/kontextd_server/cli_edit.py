@@ -20,6 +20,9 @@ from kontextd_server.settings import Settings
 
 if TYPE_CHECKING:
     from kontextd_models.engine import Engine
+    from kontextd_models.folder import ModelFolder
+
+    from kontextd_server.fetch.roots import LoraRoots
 
 _DEFAULTS = {row.name: row.default for row in fields(EditRequest)}
 
@@ -45,7 +48,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--acceleration", choices=[name.value for name in Acceleration], default=Acceleration.NONE.value
     )
     parser.add_argument(
-        "--lora", action="append", default=[], metavar="PATH[:SCALE]", help="may be given several times"
+        "--lora",
+        action="append",
+        default=[],
+        metavar="PATH[:SCALE]",
+        help="a file, or ROOT:path of a LoRA root such as library:NAME; may be given several times",
     )
     parser.add_argument("--no-safety", action="store_true", help="do not check the result")
     parser.add_argument("--preview", type=Path, metavar="DIR", help="write a small preview of each step there")
@@ -58,13 +65,14 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     from kontextd_models.intake import IntakeLimits, open_image
     from kontextd_models.request import check
 
-    loras = tuple(parse_lora(text) for text in arguments.lora)
+    loras = _loras(arguments.lora, settings)
     if not arguments.image.is_file():
         raise UsageError(f"{arguments.image} is no file; check the path.")
     paths = targets(arguments.image, arguments.out, max(1, arguments.num_images))
     if arguments.preview:
         check_can_be_folder(arguments.preview)
-    card = check_folder(settings.model or embedded_model_dir()).card
+    folder = check_folder(settings.model or embedded_model_dir())
+    card = folder.card
     request = EditRequest(
         image=open_image(arguments.image, IntakeLimits.for_model(card.limits)),
         prompt=arguments.prompt,
@@ -78,7 +86,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         enable_safety_checker=not arguments.no_safety,
         preview_interval=1 if arguments.preview else 0,
     )
-    check(request, card.limits)
+    check(request, card.limits, settings.lora_limits())
+    _check_loras(loras, folder, settings)
     progress = Progress(None if arguments.json else sys.stderr)
     try:
         progress.announce(f"loading {card.name}")
@@ -111,21 +120,56 @@ def preview_name(step: Step, request: EditRequest) -> str:
     return name if request.num_images == 1 else f"image-{step.image_index}-{name}"
 
 
-def parse_lora(text: str) -> LoraWeight:
+def _loras(texts: Sequence[str], settings: Settings) -> tuple[LoraWeight, ...]:
+    if not texts:
+        return ()
+    from kontextd_server import parts
+
+    roots = parts.lora_roots(settings)
+    return tuple(parse_lora(text, roots) for text in texts)
+
+
+def parse_lora(text: str, roots: LoraRoots) -> LoraWeight:
     """`PATH` or `PATH:SCALE`; a colon that no number follows belongs to the path. Raises `UsageError`."""
     path, colon, tail = text.rpartition(":")
-    if colon and not Path(text).exists():
-        try:
-            return LoraWeight(_lora_file(path), float(tail))
-        except ValueError:
-            pass  # the colon is part of the name
-    return LoraWeight(_lora_file(text))
+    scale = _number(tail) if colon and not Path(text).exists() else None
+    if scale is None:
+        return LoraWeight(_lora_file(text, roots), 1.0, text)
+    return LoraWeight(_lora_file(path, roots), scale, path)
 
 
-def _lora_file(text: str) -> Path:
-    if not Path(text).is_file():
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _lora_file(text: str, roots: LoraRoots) -> Path:
+    """A file of this machine, or what a request of a server would call it."""
+    from kontextd_server.fetch.errors import FetchError
+
+    if Path(text).is_file():
+        return Path(text)
+    try:
+        found = roots.find(text)
+    except FetchError as error:
+        raise UsageError(f"--lora {error}") from error
+    if found is None:
         raise UsageError(f"--lora {text}: there is no such file; give PATH or PATH:SCALE.")
-    return Path(text)
+    return found.path
+
+
+def _check_loras(loras: Sequence[LoraWeight], folder: ModelFolder, settings: Settings) -> None:
+    """Raises `UsageError` for a file that the model cannot use, and `LoraFileError`."""
+    from kontextd_models.lora.inspection import inspect
+    from kontextd_models.lora.layout import layout_of_folder
+
+    layout = layout_of_folder(folder) if loras else {}
+    for lora in loras:
+        found = inspect(lora.path, layout, settings.lora_limits(), lora.name)
+        if found.problem:
+            raise UsageError(f"--lora {found.problem}")
 
 
 def check_can_be_folder(path: Path) -> None:
@@ -150,6 +194,9 @@ def report(done: Done, paths: Sequence[Path], engine: Engine, *, as_json: bool) 
     for path, seed, flagged, image in zip(paths, done.seeds, done.has_nsfw_concepts, done.images, strict=True):
         note = "  flagged by the safety checker: the picture is black" if flagged else ""
         print(f"{path}  {image.width}x{image.height}  seed {seed}{note}")
+    for lora in done.loras:
+        dialects = ", ".join(lora.dialects)
+        print(f"{lora.name}  scale {lora.scale:g}  {dialects}  {lora.matched} of {lora.total} tensors used")
     print("  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in done.timings.items() if seconds))
     return 0
 
@@ -164,6 +211,7 @@ def summary(done: Done, paths: Sequence[Path], engine: Engine) -> dict[str, obje
         "size": asdict(done.size),
         "timings": dict(done.timings),
         "cache_hits": dict(done.cache_hits),
+        "loras": [asdict(lora) for lora in done.loras],
         "warnings": list(done.warnings),
         "model": describe(engine.model),
     }

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from kontextd_server.cli_options import add_action
+from kontextd_server.cli_times import span_text
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import Settings
 
@@ -99,7 +100,11 @@ def _retried(store: Store, request_id: str) -> str:
         case RetryAnswer.NOT_FOUND:
             raise _unknown(request_id)
         case RetryAnswer.NOT_FAILED:
-            raise UsageError(f"the job {request_id} neither failed nor was cancelled: there is nothing to run again.")
+            report = store.views.report(request_id)
+            state = "gone" if report is None else _state(report)
+            raise UsageError(
+                f"the job {request_id} is {state}: only one that failed or was cancelled can be run again."
+            )
         case RetryAnswer.INPUT_ERASED:
             raise UsageError(f"the job {request_id} left no input behind, as its caller wished: submit it anew.")
         case RetryAnswer.QUEUED:
@@ -119,7 +124,7 @@ def _table(reports: Sequence[JobReport], now: float) -> str:
     for report in reports:
         job = report.job
         error = " ".join(f"{job.error_type}: {job.error_message or ''}".split()) if job.error_type else ""
-        age = _age(now - job.created_at)
+        age = span_text(now - job.created_at)
         lines.append(
             f"{job.request_id:36}  {job.owner[:16]:16}  {_state(report):9}  {age:>7}  {(job.worker or '')[:24]:24}  "
             f"{error[:120]}".rstrip()
@@ -157,13 +162,6 @@ def _told(report: JobReport) -> dict[str, object]:
     if webhook is not None:
         told |= {"webhook": f"{webhook.state}, {webhook.attempt} tries", "webhook_error": webhook.last_error}
     return told
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"
 
 
 def _time(at: float) -> str:

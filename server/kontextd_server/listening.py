@@ -59,7 +59,7 @@ def check_lending(settings: Settings) -> None:
 
 def serve_api(settings: Settings, listener: socket.socket) -> int:
     """Serve until SIGTERM or SIGINT, from the main thread; returns the exit code."""
-    config = settings.api_config(versions()["kontextd"])
+    config = settings.api_config(versions()["kontextd"], settings.max_lora_scale)
     signing, drain = parts.Secrets.of(parts.Places.of(settings)), Drain(settings.drain_s)
     with parts.job_store(settings) as store, closing(store.watch()) as watcher:
         api = ApiParts(
@@ -70,6 +70,8 @@ def serve_api(settings: Settings, listener: socket.socket) -> int:
             grants=signing.grants,
             webhook_keys=(signing.webhooks,),
             check_webhook=partial(check_webhook, parts.web(settings)),
+            library=parts.lora_library(settings),
+            lora_roots=parts.lora_roots(settings).names,
             drain=drain,
         )
         listening = Listening(tls_cert=settings.tls_cert, tls_key=settings.tls_key)

@@ -3,6 +3,7 @@
 DATA/jobs.sqlite     the job store, unless another database is set
 DATA/files/          files and the mirror, unless another folder is set
 DATA/secrets/        what signs tokens, upload grants and webhooks: the same on every box that serves the API
+DATA/loras/          the library of LoRA files of this box
 DATA/downloads/      the cache of LoRA files of this box
 DATA/scratch/        inputs of running jobs
 DATA/model_sums.json hashes of model files that have not changed since
@@ -10,6 +11,7 @@ DATA/model_sums.json hashes of model files that have not changed since
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ import sqlalchemy as sa
 from kontextd_models.errors import KontextdError
 
 from kontextd_server.fetch import Fetcher, Web
+from kontextd_server.fetch.roots import LIBRARY, LoraRoots
 from kontextd_server.files import FolderStore, GrantSigner
+from kontextd_server.lora_library import LoraLibrary
 from kontextd_server.mirror import Mirror
 from kontextd_server.settings import SettingError, Settings
 from kontextd_server.store import Store, StoreUnavailable, migrate, open_store, sqlite_url
@@ -30,6 +34,8 @@ from kontextd_server.wire.addresses import possible_file_key
 from kontextd_server.wire.key_files import load_or_create
 from kontextd_server.wire.tokens import TokenSigner
 from kontextd_server.wire.webhooks import WebhookKey
+
+log = logging.getLogger(__name__)
 
 _PRIVATE = 0o700
 
@@ -60,6 +66,10 @@ class Places:
     @property
     def downloads(self) -> Path:
         return self.root / "downloads"
+
+    @property
+    def loras(self) -> Path:
+        return self.root / "loras"
 
     @property
     def scratch(self) -> Path:
@@ -153,10 +163,23 @@ def mirror(settings: Settings) -> Mirror:
 def web(settings: Settings) -> Web:
     """Raises `SettingError` for fetch settings that do not go together."""
     try:
-        return Web(settings.fetch_config(Places.of(settings).downloads, settings.max_image_mib))
+        return Web(settings.fetch_config(Places.of(settings).downloads, settings.max_image_mib, settings.max_lora_mib))
     except ValueError as error:
         raise SettingError(f"the KONTEXTD_FETCH_ settings cannot be used together: {error}.") from error
 
 
 def fetcher(settings: Settings, files: FolderStore) -> Fetcher:
-    return Fetcher(web(settings), files, possible_file_key, mirror(settings))
+    return Fetcher(web(settings), files, possible_file_key, mirror(settings), lora_roots(settings))
+
+
+def lora_library(settings: Settings) -> LoraLibrary:
+    return LoraLibrary(Places(settings.data_folder).loras)
+
+
+def lora_roots(settings: Settings) -> LoraRoots:
+    """A folder that is not there is told, and nothing else: a share may be mounted later."""
+    roots = settings.roots(Places(settings.data_folder).loras)
+    for name, folder in roots.folders.items():
+        if name != LIBRARY and not folder.is_dir():
+            log.warning("the LoRA root %s is no folder now: %s", name, folder)
+    return roots

@@ -79,8 +79,7 @@ def at_start(settings: Settings, database: str, at: str, devices: Sequence[str],
     yield f"listening at {at}; workers: {', '.join(devices) or 'none, they join with kontextd worker'}"
     yield f"model {settings.model or 'embedded demonstration model'}"
     yield f"jobs in {sa.make_url(database)!r}, files in {settings.files_folder}"  # repr hides the password
-    files = "until they are removed" if settings.files_kept_s is None else _lasting(settings.files_kept_s)
-    yield f"finished jobs are kept {_lasting(settings.jobs_kept_s)}, files {files}"
+    yield f"finished jobs are kept {_lasting(settings.jobs_kept_s)}, files {_files_kept(settings)}"
     if settings.offline:
         yield "off-line: inputs come from uploads and the mirror alone"
     if not any(key.revoked_at is None for key in store.keys.all()):
@@ -103,6 +102,14 @@ def when_ready(at: str, key: str | None, files: FileStore, settings: Settings) -
     call = _Call(at, key, f"{at}/files/{kept.key}", trust)
     for name, lines in (("curl", _curl(call)), ("JavaScript", _javascript(call)), ("Python", _python(call))):
         print(f"\n# {name}\n{lines}", flush=True)
+
+
+def _files_kept(settings: Settings) -> str:
+    """Also where nothing limits them: a disk that fills up is to surprise nobody."""
+    quota = "" if settings.files_quota_mib is None else f", at most {settings.files_quota_mib} MiB of them"
+    if settings.files_kept_s is not None:
+        return _lasting(settings.files_kept_s) + quota
+    return f"until they are removed{quota}; KONTEXTD_FILES_KEPT_S sets a time, kontextd files prune removes old ones"
 
 
 def _lasting(seconds: float) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from kontextd_server.cli import main
-from kontextd_server.cli_jobs import _age
 from kontextd_server.store import (
     Claim,
     Failure,
@@ -185,7 +184,9 @@ def test_retry_queues_what_failed_or_was_cancelled_and_nothing_else(
         assert (job.state, job.error_type) == (JobState.IN_QUEUE, None)
     for state in ("ok", "running", "queued"):
         assert jobs("retry", ids[state]) == 2
-        assert "neither failed nor was cancelled" in capsys.readouterr().err
+        assert capsys.readouterr().err == (
+            f"kontextd: the job {ids[state]} is {state}: only one that failed or was cancelled can be run again.\n"
+        )
 
 
 def test_a_job_that_leaves_nothing_behind_cannot_be_retried(
@@ -211,11 +212,3 @@ def test_where_there_is_no_store_none_is_made(
     assert main(["jobs", *action, "--data", str(data)]) == 2
     assert "there is no job store at" in capsys.readouterr().err
     assert not data.exists()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [(-3, "0 s"), (59, "59 s"), (90, "1.5 min"), (3600, "1.0 h"), (86400 * 2.25, "2.2 d")],
-)
-def test_an_age_has_the_unit_that_fits(seconds: float, told: str) -> None:
-    assert _age(seconds) == told

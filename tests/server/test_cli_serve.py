@@ -285,14 +285,14 @@ def test_with_tls_the_box_is_reached_by_a_name_of_its_certificate(tmp_path: Path
 
 
 def test_at_the_start_it_says_where_all_lies_and_how_long_it_stays(store: Store, tmp_path: Path) -> None:
-    settings = Settings(data=tmp_path, files_kept_s=90.0, offline=True)
+    settings = Settings(data=tmp_path, files_kept_s=90.0, files_quota_mib=512, offline=True)
     database = "postgresql://user:topsecret@db.lan/kontextd"
     told = "\n".join(welcome.at_start(settings, database, "http://box:1", ["cpu"], store))
     assert "listening at http://box:1; workers: cpu" in told
     assert "embedded demonstration model" in told
     assert f"db.lan/kontextd, files in {tmp_path / 'files'}" in told
     assert "topsecret" not in told
-    assert "finished jobs are kept 7 days, files 90 s" in told
+    assert "finished jobs are kept 7 days, files 90 s, at most 512 MiB of them" in told
     assert "off-line" in told
     assert "nobody has a key yet" in told
 
@@ -303,7 +303,7 @@ def test_at_the_start_it_says_what_matters_here_and_no_more(store: Store, tmp_pa
     told = "\n".join(welcome.at_start(settings, "sqlite:////x", "http://box:1", [], store))
     assert "workers: none, they join with kontextd worker" in told
     assert "model /models/kontext" in told
-    assert "files until they are removed" in told
+    assert "files until they are removed; KONTEXTD_FILES_KEPT_S sets a time, kontextd files prune" in told
     assert "off-line" not in told
     assert "key" not in told
 

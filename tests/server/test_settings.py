@@ -8,9 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kontextd_models import EngineConfig, MemoryMode, SafetyConfig
+from kontextd_models import EngineConfig, LoraLimits, MemoryMode, SafetyConfig
 from kontextd_server.api import ApiConfig, Listening
 from kontextd_server.fetch import AllowList, FetchConfig, Proxy, PurposeRules
+from kontextd_server.fetch.roots import LoraRoots
 from kontextd_server.fetch.rules import IMAGE_RULES, LORA_RULES, WEBHOOK_RULES
 from kontextd_server.files import FolderLimits
 from kontextd_server.settings import SettingError, Settings, describe, names_of, read_settings, variable
@@ -52,14 +53,15 @@ def test_without_variables_every_layer_works_by_its_own_defaults() -> None:
     assert settings.worker_policy(settings.drain_s) == WorkerPolicy()
     assert settings.supervisor_policy(settings.drain_s) == SupervisorPolicy()
     assert settings.delivery_policy(settings.result_report) == DeliveryPolicy()
-    assert settings.fetch_config(CACHE, settings.max_image_mib) == FetchConfig(CACHE)
+    assert settings.fetch_config(CACHE, settings.max_image_mib, settings.max_lora_mib) == FetchConfig(CACHE)
+    assert settings.roots(CACHE) == LoraRoots({"library": CACHE})
     assert settings.address_settings() == AddressSettings()
     assert (settings.host, settings.port) == (Listening().host, Listening().port)
     assert (settings.tls_cert, settings.tls_key) == (None, None)
 
 
 def test_without_variables_the_api_works_by_its_own_defaults_and_takes_the_largest_image_in_a_body() -> None:
-    config = Settings().api_config("0")
+    config = Settings().api_config("0", Settings().max_lora_scale)
     body = config.limits.body
     assert body == replace(JsonLimits(), max_bytes=body.max_bytes)
     assert body.max_bytes == JsonLimits.for_files(IMAGE_RULES.max_bytes).max_bytes
@@ -92,11 +94,15 @@ def safety(settings: Settings) -> SafetyConfig:
 
 
 def fetching(settings: Settings) -> FetchConfig:
-    return settings.fetch_config(CACHE, settings.max_image_mib)
+    return settings.fetch_config(CACHE, settings.max_image_mib, settings.max_lora_mib)
 
 
 def api(settings: Settings) -> ApiConfig:
-    return settings.api_config("1.2")
+    return settings.api_config("1.2", settings.max_lora_scale)
+
+
+def lora_limits(settings: Settings) -> LoraLimits:
+    return settings.engine_config().lora_limits
 
 
 def deadlines(settings: Settings) -> StageDeadlines:
@@ -156,7 +162,20 @@ REACHES: dict[str, tuple[str, Reached, object]] = {
     "fetch_ca_bundle": (__file__, lambda s: fetching(s).ca_bundle, Path(__file__)),
     "fetch_image_timeout_s": ("3", lambda s: fetching(s).image.total_s, 3.0),
     "fetch_lora_timeout_s": ("4", lambda s: fetching(s).lora.total_s, 4.0),
-    "max_lora_mib": ("5", lambda s: fetching(s).lora.max_bytes, 5 * MIB),
+    "max_lora_mib": ("5", lambda s: (fetching(s).lora.max_bytes, lora_limits(s).max_file_bytes), (5 * MIB, 5 * MIB)),
+    "max_lora_tensors": ("7", lambda s: lora_limits(s).max_tensors, 7),
+    "max_lora_rank": ("8", lambda s: lora_limits(s).max_rank, 8),
+    "max_lora_scale": ("2", lambda s: (lora_limits(s).max_scale, api(s).limits.max_lora_scale), (2.0, 2.0)),
+    "lora_memory_mib": ("9", lambda s: s.engine_config().lora_cache_bytes, 9 * MIB),
+    "lora_device_memory_mib": ("0", lambda s: s.engine_config().lora_device_cache_bytes, 0),
+    "lora_roots": (
+        "studio=/srv/loras, team=/mnt/x",
+        lambda s: s.roots(CACHE),
+        LoraRoots({"studio": Path("/srv/loras"), "team": Path("/mnt/x"), "library": CACHE}),
+    ),
+    "hub_ids": ("1", lambda s: fetching(s).hub_ids, True),
+    "hub_token": ("hf_x", lambda s: fetching(s).hub_token, "hf_x"),
+    "max_overtaken": ("3", lambda s: s.store_policy().affinity_window, 4),
     "lora_cache_mib": ("6", lambda s: fetching(s).cache_bytes, 6 * MIB),
     "hub_url": ("https://hub.lan/", lambda s: fetching(s).hub, "https://hub.lan"),
     "data": ("/srv/kontextd", lambda s: s.data_folder, Path("/srv/kontextd")),
@@ -247,6 +266,10 @@ BAD = [
     ("offline", "2", "use 1 or 0"),
     ("fetch_allow_image", "10.0.0.0/8, a b", "no host, *.domain, address or CIDR"),
     ("fetch_ca_bundle", "/nowhere/ca.pem", "no such file; use one with certificates in PEM"),
+    ("lora_roots", "loras", "no NAME=/absolute/folder"),
+    ("lora_roots", "studio=/a,library=/b", "the name 'library' is taken; use another"),
+    ("max_lora_scale", "-1", "a number above 0"),
+    ("max_overtaken", "-1", "0 or above"),
     ("hub_url", "huggingface.co", "such as https://huggingface.co"),
     ("workers", "two", "0 or above"),
     ("max_queue_length", "0", "above 0"),
@@ -270,6 +293,7 @@ def test_a_value_that_cannot_be_is_refused_with_its_remedy(name: str, text: str,
         ("database", "mysql://user:topsecret@host/db", "use sqlite:////path"),
         ("api_keys", "studio=id:topsecret,topsecret", "use NAME=KEY"),
         ("fetch_proxy_image", "ftp://user:topsecret@proxy.lan", "an address such as http://"),
+        ("hub_token", "Bearer topsecret", "use a token as the hub gave it"),
     ],
 )
 def test_a_value_that_is_secret_is_refused_without_being_shown(name: str, text: str, remedy: str) -> None:

@@ -10,7 +10,6 @@ calls over these. Nothing blocks the event loop: threads.py has a lane for each 
 from kontextd_server.api.app import create_app
 from kontextd_server.api.config import ApiConfig, ApiLimits, Threads
 from kontextd_server.api.drain import Drain
-from kontextd_server.api.logs import JsonLines
 from kontextd_server.api.parts import ApiParts
 from kontextd_server.api.serve import ApiServer, Listening
 
@@ -20,7 +19,6 @@ __all__ = [
     "ApiParts",
     "ApiServer",
     "Drain",
-    "JsonLines",
     "Listening",
     "Threads",
     "create_app",

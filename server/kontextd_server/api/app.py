@@ -14,6 +14,7 @@ from kontextd_server.api.config import ApiConfig
 from kontextd_server.api.file_routes import FileRoutes
 from kontextd_server.api.health import HealthRoutes
 from kontextd_server.api.logs import CallLog, RouteNames
+from kontextd_server.api.lora_routes import LoraRoutes
 from kontextd_server.api.methods import WholeMethods
 from kontextd_server.api.metrics import Metrics
 from kontextd_server.api.parts import Api, ApiParts
@@ -34,14 +35,14 @@ def create_app(config: ApiConfig, parts: ApiParts, *, short: bool = True) -> ASG
     `short` False leaves out the short path, which changes no answer: to compare the two.
     """
     api, metrics = Api(config, parts), Metrics(parts.store)
-    queue = QueueRoutes(api)
-    routed = _routes(api, queue, metrics)
-    shortened = ShortPath(routed, queue.repeated) if short else routed
+    queue, run = QueueRoutes(api), RunRoutes(api)
+    routed = _routes(api, queue, run, metrics)
+    shortened = ShortPath(routed, {**queue.repeated, **run.repeated}) if short else routed
     whole = WholeMethods(RouteNames(shortened), routed.routes)
     return CallLog(front_door(whole, config.door, config.table), metrics.calls)
 
 
-def _routes(api: Api, queue: QueueRoutes, metrics: Metrics) -> FastAPI:
+def _routes(api: Api, queue: QueueRoutes, run: RunRoutes, metrics: Metrics) -> FastAPI:
     app = FastAPI(
         title="kontextd",
         version=api.config.version,
@@ -52,7 +53,7 @@ def _routes(api: Api, queue: QueueRoutes, metrics: Metrics) -> FastAPI:
         redirect_slashes=False,  # a client that posts does not follow
     )
     # Uploads before files: /files/upload is no key.
-    for routes in (queue, RunRoutes(api), StorageRoutes(api), UploadRoutes(api), FileRoutes(api)):
+    for routes in (queue, run, StorageRoutes(api), UploadRoutes(api), FileRoutes(api), LoraRoutes(api)):
         app.router.routes += routes.router().routes  # an included router costs a second matching with each call
     app.router.routes += HealthRoutes(api, metrics).router().routes
     answer_errors(app)

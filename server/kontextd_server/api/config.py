@@ -22,6 +22,7 @@ class ApiLimits:
     small_body: JsonLimits = field(default_factory=lambda: JsonLimits(max_bytes=2**20))
     max_images: int = 4
     max_loras: int | None = None
+    max_lora_scale: float = 10.0  # either sign
     requests_per_minute: float | None = None  # of one owner: run, stream and submit together
     burst: int = 10  # how many of them may come at once
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from kontextd_server.wire.answers import CancelAnswer, HTTPValidationError, QueueStatus, RequestError
+from kontextd_server.wire.openapi import REF
+from kontextd_server.wire.schema import FluxKontextLoraOutput
 
 # Any: FastAPI's own type for this argument.
 Responses = dict[int | str, dict[str, Any]]
 
 _TEXT = {"model": RequestError}
-_KEYLESS: Responses = {401: {**_TEXT, "description": "no valid key"}, 403: {**_TEXT, "description": "not this key's"}}
-GONE: Responses = {**_KEYLESS, 404: {**_TEXT, "description": "no such request of this key's owner"}}
+KEYED: Responses = {401: {**_TEXT, "description": "no valid key"}, 403: {**_TEXT, "description": "not this key's"}}
+GONE: Responses = {**KEYED, 404: {**_TEXT, "description": "no such request of this key's owner"}}
 NOT_DONE: Responses = {
     **GONE,
     400: {**_TEXT, "description": "still in progress"},
@@ -19,7 +23,7 @@ NOT_DONE: Responses = {
     499: {**_TEXT, "description": "cancelled"},
 }
 JSON_ERRORS: Responses = {
-    **_KEYLESS,
+    **KEYED,
     400: {**_TEXT, "description": "a header or the query cannot be right"},
     413: {**_TEXT, "description": "too large"},
     422: {"model": HTTPValidationError, "description": "the body is not what the endpoint takes"},
@@ -32,7 +36,7 @@ STATUS: Responses = {
     400: {**_TEXT, "description": "the query cannot be right"},
 }
 CANCEL: Responses = {
-    **_KEYLESS,
+    **KEYED,
     400: {"model": CancelAnswer, "description": "completed already"},
     404: {"model": CancelAnswer, "description": "no such request of this key's owner"},
 }
@@ -43,8 +47,18 @@ FILE: Responses = {
     404: {**_TEXT, "description": "no such file; it may have expired"},
     416: {**_TEXT, "description": "the file has no such range"},
 }
-SSE: Responses = {
-    **GONE,
-    400: {**_TEXT, "description": "a header or the query cannot be right"},
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "server-sent events"},
-}
+
+
+def _events(*kinds: type[BaseModel]) -> Responses:
+    """A stream. OpenAPI 3.1 has no word for a schema of each event, which readers of documents take `schema` for."""
+    schema = {"anyOf": [{"$ref": REF.format(model=kind.__name__)} for kind in kinds]}
+    told = "server-sent events; the schema is that of the JSON in each. An error is the last event, without an end"
+    return {
+        **GONE,
+        400: {**_TEXT, "description": "a header or the query cannot be right"},
+        200: {"content": {"text/event-stream": {"schema": schema}}, "description": told},
+    }
+
+
+OUTPUT_EVENTS = _events(FluxKontextLoraOutput, HTTPValidationError, RequestError)
+STATUS_EVENTS = _events(QueueStatus, HTTPValidationError, RequestError)

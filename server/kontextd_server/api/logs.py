@@ -1,12 +1,10 @@
-"""The log as lines of JSON, and a record for each call. Logs no keys, no queries and no bodies: it knows none."""
+"""A line of the log, and a count, for each call. Logs no keys, no queries and no bodies: it knows none."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -19,25 +17,8 @@ log = logging.getLogger(__name__)
 
 _SEEN = "kontextd.seen"
 _OTHER = "other"
-_FIELDS = ("request_id", "method", "call", "status", "duration_s")
 # Asked all the time: at INFO they would bury everything else.
 _QUIET = frozenset({"health", "ready", "metrics", "status"})
-
-
-class JsonLines(logging.Formatter):
-    """For a handler of the root logger."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        told |= {name: getattr(record, name) for name in _FIELDS if hasattr(record, name)}
-        if record.exc_info:
-            told["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=str)
 
 
 class CallLog:

@@ -17,6 +17,8 @@ from kontextd_server.store import Gauges, Job, JobFilter, JobState, Outcome, Pri
 _WAIT_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 _RUN_S = (0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 _CALL_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 120)
+_LOAD_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_MERGE_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _PAGE = 500
 _OVERLAP_S = 10.0  # a job's time is taken before its transaction is committed
 _MAX_TYPE = 60  # characters: error types are a closed set, but not this module's
@@ -55,8 +57,12 @@ class JobMetrics:
         self._lookups = Counter(
             "kontextd_cache_lookups", "Of jobs that went well.", ["cache", "result"], registry=registry
         )
-        self._merges = Counter("kontextd_lora_merges", "LoRA sets merged for jobs that went well.", registry=registry)
-        self._merge = Counter("kontextd_lora_merge_seconds", "Time in these merges.", registry=registry)
+        self._load = Histogram(
+            "kontextd_lora_load_seconds", "Fetching and reading a LoRA set.", buckets=_LOAD_S, registry=registry
+        )
+        self._merge = Histogram(
+            "kontextd_lora_merge_seconds", "Merging a LoRA set.", buckets=_MERGE_S, registry=registry
+        )
         self._wait = Histogram("kontextd_wait_seconds", "From submit to start.", buckets=_WAIT_S, registry=registry)
         self._run = Histogram("kontextd_inference_seconds", "In the engine.", buckets=_RUN_S, registry=registry)
 
@@ -82,12 +88,13 @@ class JobMetrics:
 
     def _count_work(self, job: Job) -> None:
         self._images.inc(job.images or 0)
-        for cache, hit in (("prompt", job.prompt_hit), ("reference", job.reference_hit)):
+        for cache, hit in (("prompt", job.prompt_hit), ("reference", job.reference_hit), ("loras", job.lora_hit)):
             if hit is not None:
                 self._lookups.labels(cache, "hit" if hit else "miss").inc()
+        if job.lora_load_s is not None:
+            self._load.observe(job.lora_load_s)
         if job.merge_s is not None:
-            self._merges.inc()
-            self._merge.inc(job.merge_s)
+            self._merge.observe(job.merge_s)
 
 
 class Metrics:

@@ -12,6 +12,7 @@ from kontextd_server.api.rates import RateLimit
 from kontextd_server.api.threads import OffLoop
 from kontextd_server.api.waiting import Wakeups
 from kontextd_server.files import FileStore, GrantSigner
+from kontextd_server.lora_library import LoraLibrary
 from kontextd_server.store import Store, Watcher
 from kontextd_server.wire.tokens import TokenSigner
 from kontextd_server.wire.webhooks import WebhookKey
@@ -33,6 +34,8 @@ class ApiParts:
     webhook_keys: tuple[WebhookKey, ...]
     check_webhook: Callable[[str], None]
     drain: Drain
+    library: LoraLibrary
+    lora_roots: tuple[str, ...]  # their names
 
 
 class Api:

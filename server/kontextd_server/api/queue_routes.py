@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import aclosing
+from functools import lru_cache
 
 from fastapi import APIRouter
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from kontextd_server.api import outcomes
-from kontextd_server.api.documented import CANCEL, JSON_ERRORS, NOT_DONE, SSE, STATUS
+from kontextd_server.api.documented import CANCEL, JSON_ERRORS, NOT_DONE, STATUS, STATUS_EVENTS
 from kontextd_server.api.looks import Looker, looks
 from kontextd_server.api.parts import Api
 from kontextd_server.api.short_path import Handler
@@ -32,7 +34,7 @@ from kontextd_server.wire.statuses import CancelOutcome, RequestView
 from kontextd_server.wire.virtual_hosts import context_of
 
 # Polls wait so long for one another: a look at many jobs costs hardly more than one at a single job.
-_LOOK_EVERY_S = 0.004
+_LOOK_EVERY_S = 0.002
 
 
 class QueueRoutes:
@@ -55,7 +57,9 @@ class QueueRoutes:
             request = f"/queue/{app}/requests/{{request_id}}"
             router.get(request, response_model=FluxKontextLoraOutput, responses=NOT_DONE)(self.result)
             router.get(f"{request}/status", response_model=answers.QueueStatus, responses=STATUS)(self.status)
-            router.get(f"{request}/status/stream", response_class=StreamingResponse, responses=SSE)(self.status_stream)
+            router.get(f"{request}/status/stream", response_class=StreamingResponse, responses=STATUS_EVENTS)(
+                self.status_stream
+            )
             router.put(f"{request}/cancel", status_code=202, response_model=answers.CancelAnswer, responses=CANCEL)(
                 self.cancel
             )
@@ -64,7 +68,7 @@ class QueueRoutes:
     @property
     def repeated(self) -> Mapping[Action, Handler]:
         """The calls that are worth a short path."""
-        return {Action.STATUS: self.status, Action.RESULT: self.result}
+        return {Action.SUBMIT: self.submit, Action.STATUS: self.status, Action.RESULT: self.result}
 
     async def submit(self, request: Request) -> Response:
         submitted = await submit(self._api, request, JobKind.QUEUE)
@@ -73,7 +77,7 @@ class QueueRoutes:
 
     async def status(self, request: Request, request_id: str, logs: str = "0") -> Response:
         looker = await self._looker(request)
-        after = 0 if wants_logs(request.query_params) else None
+        after = 0 if _wants_logs(request.scope["query_string"]) else None
         job = looker.visible(await self._statuses.get(looker.request_id))
         if looker.reads_more(job, after):
             look = await self._api.off_loop.read(looker.look, job, after)
@@ -140,6 +144,12 @@ _CANCELLED = {
     CancelAnswer.ALREADY_COMPLETED: CancelOutcome.ALREADY_COMPLETED,
     CancelAnswer.NOT_FOUND: CancelOutcome.NOT_FOUND,
 }
+
+
+@lru_cache(maxsize=16)
+def _wants_logs(query: bytes) -> bool:
+    """Of a status poll, whose few queries are sent again and again. Raises `BadRequest`."""
+    return wants_logs(QueryParams(query))
 
 
 def _call(request: Request) -> Call:

@@ -18,12 +18,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from kontextd_server.api import outcomes
-from kontextd_server.api.documented import JSON_ERRORS, SSE
+from kontextd_server.api.documented import JSON_ERRORS, OUTPUT_EVENTS
 from kontextd_server.api.looks import looks
 from kontextd_server.api.parts import Api
+from kontextd_server.api.short_path import Handler
 from kontextd_server.api.submission import Submitted, submit
 from kontextd_server.store import JobKind, JobState, Preview, StoreUnavailable
 from kontextd_server.wire.addresses import Bases
+from kontextd_server.wire.endpoints import Action
 from kontextd_server.wire.error_table import ErrorAnswer
 from kontextd_server.wire.errors import Cancelled, UnknownRequest
 from kontextd_server.wire.openapi import takes
@@ -61,9 +63,17 @@ class RunRoutes:
             path = f"/{endpoint.id}"
             router.post(path, response_model=FluxKontextLoraOutput, openapi_extra=body, responses=JSON_ERRORS)(self.run)
             router.post(
-                f"{path}/stream", response_class=StreamingResponse, openapi_extra=body, responses={**JSON_ERRORS, **SSE}
+                f"{path}/stream",
+                response_class=StreamingResponse,
+                openapi_extra=body,
+                responses={**JSON_ERRORS, **OUTPUT_EVENTS},
             )(self.stream)
         return router
+
+    @property
+    def repeated(self) -> Mapping[Action, Handler]:
+        """The call that is worth a short path."""
+        return {Action.RUN: self.run}
 
     async def run(self, request: Request) -> Response:
         submitted = await submit(self._api, request, JobKind.RUN)

@@ -65,8 +65,8 @@ class StorageRoutes:
 
     async def _granted(self, request: Request, asked: InitiateUpload, *, in_parts: bool) -> UploadGrant:
         """An address to upload to, good for one file and some hours, for whoever holds it."""
-        await self._api.gate.caller(request)
-        label = Label(asked.file_name or "upload.bin", asked.content_type, upload_expiration(request.headers))
+        owner = (await self._api.gate.caller(request)).owner
+        label = Label(asked.file_name or "upload.bin", asked.content_type, upload_expiration(request.headers), owner)
         files, config = self._api.files, self._api.config
         key = files.new_key(label.file_name)
         upload_id = await self._api.off_loop.file(files.begin_upload, label, key) if in_parts else None

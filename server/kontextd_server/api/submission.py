@@ -19,7 +19,7 @@ from kontextd_server.wire import request_options as wire
 from kontextd_server.wire.auth import Identity
 from kontextd_server.wire.endpoints import Endpoint
 from kontextd_server.wire.error_table import placed
-from kontextd_server.wire.errors import FieldError, IdempotencyMismatch, Invalid, NotFound, QueueFull
+from kontextd_server.wire.errors import FieldError, IdempotencyMismatch, Invalid, Loc, NotFound, QueueFull
 from kontextd_server.wire.json_bodies import read_json
 from kontextd_server.wire.request_ids import request_id_of
 from kontextd_server.wire.request_options import RequestOptions, SubmitOptions, request_options, submit_options
@@ -63,10 +63,24 @@ def check_limits(wanted: FluxKontextLoraInput, limits: ApiLimits) -> None:
     if limits.max_loras is not None and len(wanted.loras) > limits.max_loras:
         told = f"List should have at most {limits.max_loras} items on this server, not {len(wanted.loras)}"
         raise Invalid([FieldError(("body", "loras"), told, "sequence_too_long", {"max_length": limits.max_loras})])
+    for place, lora in enumerate(wanted.loras):
+        _check_scale(lora.scale, ("body", "loras", place, "scale"), limits.max_lora_scale)
+
+
+def _check_scale(scale: float, loc: Loc, most: float) -> None:
+    if abs(scale) <= most:
+        return
+    told, ctx = f"Input should be from {-most:g} to {most:g} on this server", {"ge": -most, "le": most}
+    wrong = "less_than_equal" if scale > 0 else "greater_than_equal"
+    raise Invalid([FieldError(loc, told, wrong, ctx, scale, has_input=True)])
 
 
 def lora_key(loras: Iterable[LoraWeight]) -> str:
-    """Names a LoRA set, for a worker that has it merged already: order does not matter, scale 0 is absence."""
+    """Names a LoRA set, for a worker that has it merged already: order does not matter, scale 0 is absence.
+
+    By what was sent, since nobody has looked at the files yet. Where a file changed meanwhile, or has two names, a job
+    goes sooner or later than it might, and no more: what is merged goes by the files' contents.
+    """
     merged = sorted([lora.path, lora.scale] for lora in loras if lora.scale)
     return hashlib.sha256(json.dumps(merged).encode()).hexdigest() if merged else ""
 

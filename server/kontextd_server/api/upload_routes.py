@@ -5,6 +5,7 @@ from __future__ import annotations
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -18,6 +19,18 @@ from kontextd_server.wire.answers import CdnFile, CdnMultipart, CompleteUpload
 from kontextd_server.wire.openapi import body_of, takes
 from kontextd_server.wire.request_options import upload_expiration
 from kontextd_server.wire.virtual_hosts import context_of
+
+
+class PartNumbers(Convertor[int]):
+    """What stands in a path as a part's number, so that `…/complete` is none; the file store knows the limit."""
+
+    regex = "[0-9]{1,9}"
+
+    def convert(self, value: str) -> int:
+        return int(value)
+
+    def to_string(self, value: int) -> str:
+        return str(value)
 
 
 class UploadRoutes:
@@ -38,13 +51,14 @@ class UploadRoutes:
             await self._api.gate.caller(request)
             return await self._complete(upload_id, listed, {"access_url": context_of(request).bases.file_url(key)})
 
+        register_url_convertor("part", PartNumbers())
         complete_body = takes(CompleteUpload)
         router.put("/grants/{grant}")(self.put_granted)
-        router.put("/grants/{grant}/{number}")(self.put_granted_part)
+        router.put("/grants/{grant}/{number:part}")(self.put_granted_part)
         router.post("/grants/{grant}/complete", openapi_extra=complete_body)(complete_granted)
         router.post("/upload", response_model=CdnFile)(self.upload)
         router.post("/upload/multipart", response_model=CdnMultipart)(self.begin)
-        router.put("/{key}/multipart/{upload_id}/{number}")(self.put_part)
+        router.put("/{key}/multipart/{upload_id}/{number:part}")(self.put_part)
         router.post("/{key}/multipart/{upload_id}/complete", openapi_extra=complete_body)(complete)
         return router
 
@@ -59,14 +73,12 @@ class UploadRoutes:
         return await self._put_part(request, self._upload_id(self._grant(grant)), number)
 
     async def upload(self, request: Request) -> Response:
-        await self._api.gate.caller(request)
-        label = _label(request)
+        label = _label(request, (await self._api.gate.caller(request)).owner)
         stored = await receive(request, self._api.off_loop, lambda: self._api.files.create(label))
         return JSONResponse({"access_url": context_of(request).bases.file_url(stored.key)})
 
     async def begin(self, request: Request) -> Response:
-        await self._api.gate.caller(request)
-        label = _label(request)
+        label = _label(request, (await self._api.gate.caller(request)).owner)
         key = self._api.files.new_key(label.file_name)
         upload_id = await self._api.off_loop.file(self._api.files.begin_upload, label, key)
         return JSONResponse({"access_url": context_of(request).bases.file_url(key), "uploadId": upload_id})
@@ -94,7 +106,7 @@ class UploadRoutes:
         return granted.upload_id
 
 
-def _label(request: Request) -> Label:
+def _label(request: Request, owner: str) -> Label:
     """What the clients say in headers; Python's quotes names that are no ASCII."""
     name = unquote(request.headers.get("x-fal-file-name", "")) or "upload.bin"
-    return Label(name, request.headers.get("content-type", UNKNOWN_TYPE), upload_expiration(request.headers))
+    return Label(name, request.headers.get("content-type", UNKNOWN_TYPE), upload_expiration(request.headers), owner)

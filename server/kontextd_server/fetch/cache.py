@@ -20,7 +20,7 @@ from pathlib import Path
 from kontextd_models.errors import InputError
 
 from kontextd_server.fetch.addresses import Purpose
-from kontextd_server.fetch.download import Downloaded, Progress, Wanted, download
+from kontextd_server.fetch.download import NONE, Credential, Downloaded, Progress, Wanted, download
 from kontextd_server.fetch.errors import DownloadFailed, DownloadTimedOut, FetchError
 from kontextd_server.fetch.network import Deadline
 from kontextd_server.fetch.partial import Partial
@@ -52,14 +52,16 @@ class DownloadCache:
     def __init__(self, web: Web) -> None:
         self.web = web
 
-    def fetch(self, target: Target, purpose: Purpose, into: Path, progress: Progress) -> tuple[Entry, bool]:
+    def fetch(
+        self, target: Target, purpose: Purpose, into: Path, progress: Progress, credential: Credential = NONE
+    ) -> tuple[Entry, bool]:
         """Make `into` a file of what `target` gives; True where nothing had to be asked for. Raises `FetchError`."""
         rules, asked_at = self.web.config.rules(purpose), time.time()
 
         def waiting() -> None:
             progress(0, None)
 
-        wanted = Wanted(target, purpose, Deadline(rules.total_s, waiting), progress)
+        wanted = Wanted(target, purpose, Deadline(rules.total_s, waiting), progress, credential)
         shelf = Shelf(self.web.config.cache / purpose)
         name = hashlib.sha256(target.url.encode("ascii")).hexdigest()
         with storage_errors(shelf.root):

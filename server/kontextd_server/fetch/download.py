@@ -32,6 +32,17 @@ _MAY_PASS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
+class Credential:
+    """What is sent along to the first server alone, and what to do where that is not enough."""
+
+    headers: Mapping[str, str]
+    remedy: str
+
+
+NONE = Credential({}, "No credentials are sent: use a public or a presigned URL, or upload the file here.")
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What is downloaded for what, until when, and who is told."""
 
@@ -39,6 +50,7 @@ class Wanted:
     purpose: Purpose
     deadline: Deadline
     progress: Progress
+    credential: Credential = NONE
 
 
 @dataclass(frozen=True)
@@ -71,21 +83,22 @@ def download(web: Web, wanted: Wanted, partial: Partial, validators: Mapping[str
 
 
 def _once(web: Web, wanted: Wanted, partial: Partial, validators: Mapping[str, str]) -> Downloaded:
-    headers = {"Accept-Encoding": "identity", **validators}
+    plain = {"Accept-Encoding": "identity", **wanted.credential.headers}
+    headers = {**plain, **validators}
     if partial.size_bytes and partial.etag:
-        headers = {"Accept-Encoding": "identity", "Range": f"bytes={partial.size_bytes}-", "If-Range": partial.etag}
+        headers = {**plain, "Range": f"bytes={partial.size_bytes}-", "If-Range": partial.etag}
     with web.get(wanted.target, wanted.purpose, wanted.deadline, headers) as answer:
         said = Downloaded(answer.content_type, answer.headers.get("etag"), answer.headers.get("last-modified"))
         if answer.status == HTTPStatus.NOT_MODIFIED and validators:
             return replace(said, is_unchanged=True)
-        total = _begin(answer, partial)
+        total = _begin(answer, partial, wanted.credential)
         _receive(answer, partial, total, wanted, web.config.rules(wanted.purpose).max_bytes)
         return said
 
 
-def _begin(answer: Answer, partial: Partial) -> int | None:
+def _begin(answer: Answer, partial: Partial, credential: Credential) -> int | None:
     """Get `partial` ready for the body that follows. Returns how long the whole will be, where the server says so."""
-    _check_status(answer)
+    check_status(answer, credential)
     encoding = answer.headers.get("content-encoding", "identity").lower()
     if encoding not in ("", "identity"):
         raise DownloadFailed(f"{answer.target} is sent compressed ({encoding}), though the plain file was asked for.")
@@ -100,7 +113,8 @@ def _begin(answer: Answer, partial: Partial) -> int | None:
     return int(part[2])
 
 
-def _check_status(answer: Answer) -> None:
+def check_status(answer: Answer, credential: Credential = NONE) -> None:
+    """Raises `DownloadFailed` for an answer that holds no file."""
     status = answer.status
     if status in (HTTPStatus.OK, HTTPStatus.NON_AUTHORITATIVE_INFORMATION):
         return
@@ -109,7 +123,7 @@ def _check_status(answer: Answer) -> None:
     reason = next((code.phrase for code in HTTPStatus if code == status), "")
     remedy = "Check the address."
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        remedy = "No credentials are sent: use a public or a presigned URL, or upload the file here."
+        remedy = credential.remedy
     told = f"{answer.target} answered {status} {reason}".rstrip()
     raise DownloadFailed(f"{told}. {remedy}", transient=status in _MAY_PASS)
 

@@ -2,9 +2,13 @@
 
     FetchError                   fal: file_download_error, unless said otherwise
     ├── InvalidReference         no URL, data URI, hub id or file of ours; or a URL that nobody should follow
+    │   └── UnknownRoot          a path in a LoRA root that this server does not have
     ├── InvalidDataUri           a `data:` URI that does not decode
     ├── AddressDenied            the operator's rules do not let the server connect there
-    ├── NotMirrored              this box is off-line, and the mirror does not hold the URL
+    ├── NotMirrored              this box does not fetch it, and the mirror does not hold it
+    ├── NotInRoot                a LoRA root holds no such file
+    ├── RootUnavailable          a LoRA root whose folder is not there now
+    ├── NoHubFile                a repository of the hub that does not say which file is meant
     ├── OwnFileGone              a file of ours that was deleted or has expired
     ├── DownloadFailed           the other side: no name, no connection, no certificate, an error, half a file
     │   └── DownloadTimedOut     it did not answer or not come to an end in time
@@ -41,8 +45,24 @@ class AddressDenied(FetchError):
         self.setting = setting
 
 
+class UnknownRoot(InvalidReference):
+    """A path in a LoRA root that this server does not have."""
+
+
+class NotInRoot(FetchError):
+    """A LoRA root holds no such file, or none that may be read."""
+
+
+class RootUnavailable(FetchError):
+    """The folder of a LoRA root is not there now, as of a share that is not mounted."""
+
+
 class NotMirrored(FetchError):
-    """An off-line box was asked for a URL that its mirror does not hold."""
+    """A box that fetches nothing, or no hub ids, was asked for one that its mirror does not hold."""
+
+
+class NoHubFile(FetchError):
+    """A repository of the hub holds no weights, or several files of them."""
 
 
 class OwnFileGone(FetchError):

@@ -1,9 +1,10 @@
-"""The one way to an input: a `data:` URI, a file of ours, the mirror, the network, in this order. Knows no jobs.
+"""The one way to an input, whatever names it. Knows where inputs come from, and in which order; knows no jobs.
 
 data:…           decoded
 own file         linked from the file store, without HTTP
+ROOT:path        of a LoRA: read where it lies
 mirror           linked, whatever the network says
-off-line         the end: an error that names what to add to the mirror
+off-line         the end: an error that names what to add to the mirror; of a hub id also where ids are not fetched
 http, hub id     downloaded by the rules of the purpose, once for all who ask at the same time
 """
 
@@ -19,15 +20,15 @@ from kontextd_server.fetch import data_uri
 from kontextd_server.fetch.addresses import Purpose
 from kontextd_server.fetch.cache import DownloadCache
 from kontextd_server.fetch.content import HEAD_BYTES, check_head
-from kontextd_server.fetch.download import Progress
+from kontextd_server.fetch.download import NONE, Progress
 from kontextd_server.fetch.errors import InputTooLarge, InvalidReference, NotMirrored, OwnFileGone
-from kontextd_server.fetch.urls import Target, parse, scheme_of
+from kontextd_server.fetch.hub import Hub
+from kontextd_server.fetch.roots import LoraRoots, RootFile
+from kontextd_server.fetch.urls import parse, scheme_of, without_query
 from kontextd_server.fetch.web import Web
 from kontextd_server.files import FileStore
 from kontextd_server.files.errors import FileNotHere, storage_errors
 from kontextd_server.mirror import HUB_ID, Mirror, add_command
-
-_HUB_FILE = "pytorch_lora_weights.safetensors"  # diffusers' name for the weights of a LoRA that names no file
 
 
 class Source(StrEnum):
@@ -35,6 +36,7 @@ class Source(StrEnum):
 
     DATA_URI = "data_uri"
     OWN_FILE = "own_file"
+    ROOT = "root"
     MIRROR = "mirror"
     CACHE = "cache"
     NETWORK = "network"
@@ -45,7 +47,7 @@ class Fetched:
     """An input on the disk; nobody may write into it. `content_type` as its source stated it, "" where it did not."""
 
     path: Path
-    sha256: str  # hex
+    sha256: str  # hex; "" of a file that is read where it lies, and was not read yet
     size_bytes: int
     content_type: str
     source: Source
@@ -54,15 +56,24 @@ class Fetched:
 class Fetcher:
     """Fetches inputs. `own_key` gives the key of a URL that is a file of this server, None for any other."""
 
-    def __init__(self, web: Web, files: FileStore, own_key: Callable[[str], str | None], mirror: Mirror) -> None:
+    def __init__(
+        self,
+        web: Web,
+        files: FileStore,
+        own_key: Callable[[str], str | None],
+        mirror: Mirror,
+        roots: LoraRoots | None = None,
+    ) -> None:
         self.web = web
         self.files = files
         self.own_key = own_key
         self.mirror = mirror
+        self.roots = roots or LoraRoots()
+        self.hub = Hub(web)
         self.cache = DownloadCache(web)
 
     def fetch(self, reference: str, purpose: Purpose, into: Path, progress: Progress | None = None) -> Fetched:
-        """Make the new file `into` the input that `reference` names.
+        """Make the new file `into` the input that `reference` names; a file of a root is left where it lies.
 
         `progress` is called often, also while waiting; what it raises ends the fetch. Raises `FetchError`, the engine's
         `ImageLoadError` and `UnsupportedImageFormat`, and `FileStoreError` where this box's own disk fails.
@@ -73,16 +84,16 @@ class Fetcher:
         if key is not None:
             return self._from_store(key, reference, purpose, into)
         reference = reference.strip()
+        if purpose is Purpose.LORA:
+            file = self.roots.find(reference)
+            if file is not None:
+                return self._from_root(file, reference, purpose)
+            self.roots.check_known(reference)
         found = self._from_mirror(reference, purpose, into)
         if found is not None:
             return found
-        if self.web.config.offline:
-            self.mirror.note_missing(reference, purpose)
-            raise NotMirrored(
-                f"this server is off-line and its mirror does not hold {reference[:500]}. "
-                f"The operator can add it: {add_command(reference)}"
-            )
-        return self._from_network(self._target(reference, purpose), purpose, into, progress or _ignore)
+        self._check_may_fetch(reference, purpose)
+        return self._from_network(reference, purpose, into, progress or _ignore)
 
     def _from_data_uri(self, uri: str, purpose: Purpose, into: Path) -> Fetched:
         data, stated = data_uri.decode(uri, self._max_bytes(purpose))
@@ -109,18 +120,44 @@ class Fetcher:
         _check_file(into, purpose, reference)
         return Fetched(into, entry.sha256, entry.size_bytes, "", Source.MIRROR)
 
-    def _from_network(self, target: Target, purpose: Purpose, into: Path, progress: Progress) -> Fetched:
-        entry, is_hit = self.cache.fetch(target, purpose, into, progress)
+    def _from_root(self, file: RootFile, reference: str, purpose: Purpose) -> Fetched:
+        self._check_size(file.size_bytes, reference, purpose)
+        check_head(file.head, purpose, without_query(reference))
+        return Fetched(file.path, "", file.size_bytes, "", Source.ROOT)
+
+    def _check_may_fetch(self, reference: str, purpose: Purpose) -> None:
+        """Raises `NotMirrored`, which names what would help."""
+        is_hub_id = _is_hub_id(reference, purpose)
+        if self.web.config.offline:
+            why, or_else = f"this server is off-line and its mirror does not hold {reference[:500]}.", ""
+        elif is_hub_id and not self.web.config.hub_ids:
+            why = f"{reference} is a hub id, of which this server fetches none, and its mirror does not hold it."
+            or_else = ", or allow hub ids with KONTEXTD_HUB_IDS=1"
+        else:
+            return
+        if is_hub_id and self.roots.names:
+            why += f" If a file of this server is meant, write ROOT:path; its roots: {', '.join(self.roots.names)}."
+        self.mirror.note_missing(reference, purpose)
+        raise NotMirrored(f"{why} The operator can add it{or_else}: {add_command(reference)}")
+
+    def _from_network(self, reference: str, purpose: Purpose, into: Path, progress: Progress) -> Fetched:
+        credential = NONE
+        if _is_hub_id(reference, purpose):
+            credential, target = self.hub.credential, self.hub.target(reference, lambda: progress(0, None))
+        elif scheme_of(reference) is None:
+            raise InvalidReference(f"{reference[:200]!r} is no URL; {self._remedy(purpose)}")
+        else:
+            target = parse(reference)
+        entry, is_hit = self.cache.fetch(target, purpose, into, progress, credential)
         source = Source.CACHE if is_hit else Source.NETWORK
         return Fetched(into, entry.sha256, entry.size_bytes, entry.content_type, source)
 
-    def _target(self, reference: str, purpose: Purpose) -> Target:
-        hub_id = HUB_ID.fullmatch(reference)
-        if purpose is Purpose.LORA and hub_id:
-            return parse(f"{self.web.config.hub}/{hub_id[1]}/resolve/main/{hub_id[2] or _HUB_FILE}")
-        if scheme_of(reference) is None:
-            raise InvalidReference(f"{reference[:200]!r} is no URL; send an http, https or data URL.")
-        return parse(reference)
+    def _remedy(self, purpose: Purpose) -> str:
+        if purpose is Purpose.LORA and self.roots.names:
+            return (
+                f"send an http, https or data URL, or a path in a root of this server: {', '.join(self.roots.names)}."
+            )
+        return "send an http, https or data URL."
 
     def _max_bytes(self, purpose: Purpose) -> int:
         return self.web.config.rules(purpose).max_bytes
@@ -128,15 +165,19 @@ class Fetcher:
     def _check_size(self, size_bytes: int, reference: str, purpose: Purpose) -> None:
         if size_bytes > self._max_bytes(purpose):
             raise InputTooLarge(
-                f"{reference[:500]} has {size_bytes} bytes; at most {self._max_bytes(purpose)} are allowed. "
+                f"{without_query(reference)} has {size_bytes} bytes; at most {self._max_bytes(purpose)} are allowed. "
                 "Send a smaller file."
             )
+
+
+def _is_hub_id(reference: str, purpose: Purpose) -> bool:
+    return purpose is Purpose.LORA and HUB_ID.fullmatch(reference) is not None
 
 
 def _check_file(path: Path, purpose: Purpose, reference: str) -> None:
     with storage_errors(path.parent), path.open("rb") as file:
         head = file.read(HEAD_BYTES)
-    check_head(head, purpose, reference[:500])
+    check_head(head, purpose, without_query(reference))
 
 
 def _ignore(_: int, __: int | None) -> None:

@@ -66,7 +66,11 @@ WEBHOOK_RULES = PurposeRules(max_bytes=64 * 1024, total_s=15.0, idle_s=15.0, max
 
 @dataclass(frozen=True)
 class FetchConfig:
-    """`cache` is a folder of this box alone. `ca_bundle` is trusted besides the system's certificates."""
+    """`cache` is a folder of this box alone. `ca_bundle` is trusted besides the system's certificates.
+
+    `hub_ids`: whether ids such as owner/name are fetched from the hub. `hub_token` is sent to it with them, and to
+    nobody else.
+    """
 
     cache: Path
     offline: bool = False
@@ -76,6 +80,8 @@ class FetchConfig:
     ca_bundle: Path | None = None
     cache_bytes: int = 32 * 1024 * _MIB
     hub: str = "https://huggingface.co"
+    hub_ids: bool = False
+    hub_token: str | None = field(default=None, repr=False)
     agent: str = "kontextd"
 
     def __post_init__(self) -> None:

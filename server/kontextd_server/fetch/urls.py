@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 from kontextd_server.fetch.errors import InvalidReference
 
 MAX_URL = 8192  # characters
+_MAX_SHOWN = 200
 _PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _NAME = re.compile(r"(?=.{1,253}$)[a-z0-9_]([a-z0-9_-]{0,62})(\.[a-z0-9_]([a-z0-9_-]{0,62}))*")
@@ -38,6 +39,11 @@ class Target:
     @property
     def url(self) -> str:
         return f"{self.scheme}://{self.authority}{self.resource}"
+
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        """Who is asked."""
+        return self.scheme, self.host, self.port
 
     @property
     def authority(self) -> str:
@@ -78,6 +84,13 @@ def parse(text: str) -> Target:
     if port == 0:
         raise InvalidReference(f"the URL {shown} names port 0. Use the port that the server listens on.")
     return Target(scheme, _host(parts, shown), port or _PORTS[scheme], _resource(parts))
+
+
+def without_query(reference: str) -> str:
+    """What a message or a log may show of an input: a query often holds a signature, a data URI the input itself."""
+    if scheme_of(reference) == "data":
+        return "a data URI"
+    return re.split(r"[?#]", reference.strip(), maxsplit=1)[0][:_MAX_SHOWN]
 
 
 def follow(target: Target, location: str) -> Target:

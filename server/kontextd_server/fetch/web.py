@@ -21,6 +21,8 @@ from kontextd_server.fetch.urls import Target, follow
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
+CREDENTIAL = "Authorization"
+
 Headers = Mapping[str, str]
 
 
@@ -60,7 +62,10 @@ class Web:
 
     @contextmanager
     def get(self, target: Target, purpose: Purpose, deadline: Deadline, headers: Headers) -> Iterator[Answer]:
-        """GET, following redirects, each of which is checked as if it had been asked for."""
+        """GET, following redirects, each of which is checked as if it had been asked for.
+
+        A credential among `headers` is sent to the first server alone.
+        """
         rules = self.config.rules(purpose)
         for _ in range(rules.max_redirects + 1):
             with self.request("GET", target, purpose, deadline, headers) as answer:
@@ -68,6 +73,8 @@ class Web:
                     yield answer
                     return
                 target = follow(answer.target, _location(answer))
+                if target.origin != answer.target.origin:
+                    headers = {name: value for name, value in headers.items() if name != CREDENTIAL}
         raise DownloadFailed(f"{target} is reached only after more than {rules.max_redirects} redirects.")
 
     @contextmanager

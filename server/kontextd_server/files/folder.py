@@ -74,6 +74,11 @@ class FolderStore:
             raise FileNotHere(f"there is no file {key[:120]!r}. It may have expired.")
         return found
 
+    def all(self) -> Iterator[StoredFile]:
+        now = self.clock()
+        with storage_errors(self.root):
+            yield from (file for file in self.records.all() if not file.is_expired(now))
+
     def open(self, key: str) -> FolderOpenFile:
         found = self.info(key)
         with storage_errors(self.root), self._content(found) as path:
@@ -125,8 +130,8 @@ class FolderStore:
         """Make a content readable under `key`. Raises `KeyTaken` and `QuotaExceeded`."""
         file = self._described(content, label, key)
         with storage_errors(self.root):
-            self.blobs.place(content, self.records.content(key, file.sha256))
             try:
+                self.blobs.place(content, self.records.content(key, file.sha256))
                 self.records.create(file)
             except FileExistsError:
                 return self._same_or_taken(file)
@@ -154,6 +159,7 @@ class FolderStore:
             sha256=content.finish(),
             created_at=now,
             expires_at=now + lifetime_s if math.isfinite(lifetime_s) else None,
+            owner=label.owner,
         )
 
     def _same_or_taken(self, file: StoredFile) -> StoredFile:

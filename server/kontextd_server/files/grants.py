@@ -52,6 +52,7 @@ class GrantSigner:
             None if label.lifetime_s is None else str(label.lifetime_s),  # infinity is no JSON
             float(grant.expires_at),
             grant.upload_id,
+            label.owner,
         ]
         payload = _encoded(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         return f"{payload}.{_encoded(_mac(self.secrets[0], payload))}"
@@ -96,8 +97,9 @@ def _parsed(payload: str) -> Grant:
                 str() | None as lifetime,
                 float(end),
                 str() | None as part,
+                str() | None as owner,
             ]:
-                label = Label(name, kind, None if lifetime is None else float(lifetime))
+                label = Label(name, kind, None if lifetime is None else float(lifetime), owner)
                 return Grant(key, label, end, part)
     except (ValueError, binascii.Error) as error:
         raise InvalidGrant("the upload address was given out by another version. Ask for a new one.") from error

@@ -20,11 +20,13 @@ FOR_EVER = math.inf
 
 @dataclass(frozen=True)
 class Label:
-    """What an uploader says of his file. `lifetime_s`: None is the store's default, `FOR_EVER` no end."""
+    """What is known of a file before it comes. `lifetime_s`: None is the store's default, `FOR_EVER` no end. `owner`
+    is told to operators; whoever knows a file's key may read it."""
 
     file_name: str = "file"
     content_type: str = UNKNOWN_TYPE
     lifetime_s: float | None = None
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class StoredFile:
     sha256: str  # hex
     created_at: float
     expires_at: float | None
+    owner: str | None = None  # of the key that sent it, or asked for it; None where that is not known
 
     def is_expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
@@ -113,6 +116,9 @@ class FileStore(Protocol):
 
     def info(self, key: str) -> StoredFile:
         """Raises `FileNotHere`."""
+
+    def all(self) -> Iterator[StoredFile]:
+        """Every file, in no order. It takes the longer the more there are."""
 
     def open(self, key: str) -> OpenFile:
         """Raises `FileNotHere`."""

@@ -5,9 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kontextd_models import EngineConfig, MemoryMode, SafetyConfig
+from kontextd_models import EngineConfig, LoraLimits, MemoryMode, SafetyConfig
 
-from kontextd_server.settings.rows import MIB, area, count, flag, names, one_of, path, probability, seconds, setting
+from kontextd_server.settings.rows import (
+    MIB,
+    area,
+    count,
+    flag,
+    names,
+    one_of,
+    path,
+    positive,
+    probability,
+    rate,
+    seconds,
+    setting,
+)
 
 
 def _memory_mode(text: str) -> MemoryMode:
@@ -23,6 +36,12 @@ class EngineSettings:
     max_area: int | None = setting(None, area, "ceiling of an edit in pixels; without it the model's own")
     prompt_cache_mib: int = setting(256, count, "memory for prompt embeddings, MiB; 0 keeps none")
     reference_cache_mib: int = setting(256, count, "memory for reference latents, MiB; 0 keeps none")
+    lora_memory_mib: int = setting(2048, count, "memory for LoRA files that were read, MiB; 0 keeps none")
+    lora_device_memory_mib: int = setting(2048, count, "of these on a GPU too, where so much is to spare, MiB")
+    max_lora_mib: int = setting(4096, positive, "largest LoRA file")
+    max_lora_tensors: int = setting(20_000, positive, "tensors in a LoRA file")
+    max_lora_rank: int = setting(1024, positive, "rank of a LoRA")
+    max_lora_scale: float = setting(10.0, rate, "largest scale of a LoRA, either sign")
     safety_checkers: tuple[str, ...] = setting(
         ("embedded",), names, '"embedded" or folders of checkers, comma-separated; one flag is enough'
     )
@@ -35,6 +54,14 @@ class EngineSettings:
     )
     debug: bool = setting(False, flag, "1 shows a traceback with every error")
 
+    def lora_limits(self) -> LoraLimits:
+        return LoraLimits(
+            max_file_bytes=self.max_lora_mib * MIB,
+            max_tensors=self.max_lora_tensors,
+            max_rank=self.max_lora_rank,
+            max_scale=self.max_lora_scale,
+        )
+
     def engine_config(self) -> EngineConfig:
         return EngineConfig(
             model=self.model,
@@ -44,6 +71,9 @@ class EngineSettings:
             max_area=self.max_area,
             prompt_cache_bytes=self.prompt_cache_mib * MIB,
             reference_cache_bytes=self.reference_cache_mib * MIB,
+            lora_cache_bytes=self.lora_memory_mib * MIB,
+            lora_device_cache_bytes=self.lora_device_memory_mib * MIB,
+            lora_limits=self.lora_limits(),
             safety=SafetyConfig(
                 checkers=self.safety_checkers,
                 threshold=self.safety_threshold,

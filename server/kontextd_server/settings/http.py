@@ -98,7 +98,7 @@ class HttpSettings:
         )
         return AddressSettings(public_url=self.public_url, trusted_proxies=self.trusted_proxies, names=hosts)
 
-    def api_config(self, version: str) -> ApiConfig:
+    def api_config(self, version: str, max_lora_scale: float) -> ApiConfig:
         from kontextd_server.api.config import ApiConfig, ApiLimits
         from kontextd_server.wire.cors import CorsSettings
         from kontextd_server.wire.front_door import DoorSettings
@@ -117,6 +117,7 @@ class HttpSettings:
                 body=JsonLimits(body.max_bytes, self.max_json_depth, self.max_json_values),
                 max_images=self.max_images,
                 max_loras=self.max_loras,
+                max_lora_scale=max_lora_scale,
                 requests_per_minute=self.requests_per_minute,
                 burst=self.request_burst,
             ),

@@ -48,6 +48,9 @@ class WorkSettings:
     run_limit_s: float = setting(3600.0, seconds, "a run that takes longer fails with generation_timeout")
     max_queue_length: int = setting(10_000, positive, "jobs that may wait")
     max_queued_per_key: int | None = setting(None, positive, "jobs of one owner that may wait; without it any number")
+    max_overtaken: int = setting(
+        15, count, "later jobs whose LoRAs are merged already that may go before one; 0 keeps the order"
+    )
     jobs_kept_s: float = setting(7 * _DAY_S, seconds, "how long finished jobs and their results can be asked for")
     sync_results_kept_s: float = setting(600.0, seconds, "how long results with sync_mode can be asked for")
     files_kept_s: float | None = setting(None, seconds, "how long files are kept; without it until they are removed")
@@ -90,6 +93,7 @@ class WorkSettings:
 
         return Policy(
             lease_s=self.lease_s,
+            affinity_window=self.max_overtaken + 1,
             max_queue_length=self.max_queue_length,
             max_queued_per_owner=self.max_queued_per_key,
             transient_result_s=self.sync_results_kept_s,

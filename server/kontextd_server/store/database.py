@@ -17,6 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from kontextd_server.store import tables
 from kontextd_server.store.errors import StoreUnavailable, UnsupportedDatabase
+from kontextd_server.store.prepared import Statements
 
 # One connection a thread: the API's thread pool, a worker's two threads, sweeps and deliveries.
 _POOL = {"pool_size": 8, "max_overflow": 16, "pool_timeout": 10}
@@ -35,6 +36,7 @@ _POSTGRES_ARGUMENTS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+_ENCODING = "UTF8"
 _LOCKS = {"enqueue": 1, "sweep": 2, "migrate": 3}
 _LOCK_CLASS = 0x6B6F6E74  # "kont": our own among the advisory locks of a database that others use too
 _CLOCK_REFRESH_S = 60.0
@@ -46,7 +48,8 @@ def sqlite_url(path: Path) -> str:
 
 
 class Database:
-    """Transactions on one database, from any thread. Raises `UnsupportedDatabase` for a URL it cannot use."""
+    """Transactions on one database, from any thread. Raises `UnsupportedDatabase` for a URL it cannot use, and at the
+    first connection for a database that cannot hold all text."""
 
     def __init__(self, url: str, *, foreign_keys: bool = True) -> None:
         self.url = _checked(url)
@@ -55,6 +58,7 @@ class Database:
         self._reader = self.engine.execution_options(
             **({"reads_only": True} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"})
         )
+        self.statements = Statements(self.engine.dialect)
         # Writers of one process take turns here: waiting inside SQLite means sleeping up to 100 ms at a time.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
         self.clock = time.time if self.is_sqlite else ServerClock(self)
@@ -92,7 +96,7 @@ class Database:
     def hint(self, connection: sa.Connection, *topics: str) -> None:
         """Wake whoever watches these topics, once the transaction is committed."""
         if self.is_sqlite:
-            connection.execute(_HINT, [{"topic": topic} for topic in topics])
+            self.statements.each(connection, _HINT, [{"topic": topic} for topic in topics])
             return
         for topic in topics:
             connection.execute(_NOTIFY, {"topic": topic})
@@ -191,7 +195,7 @@ def _sqlite_engine(url: sa.URL, foreign_keys: bool) -> sa.Engine:
         # A transaction that reads before it writes would have to take the write lock in its midst, which fails at once
         # when another holds it.
         if not connection.get_execution_options().get("reads_only"):
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.connection.cursor().execute("BEGIN IMMEDIATE")
 
     sa.event.listen(engine, "connect", set_up)
     sa.event.listen(engine, "begin", begin)
@@ -209,6 +213,16 @@ def _postgres_engine(url: sa.URL) -> sa.Engine:
         if silent.poll(0):
             raise sa.exc.DisconnectionError("the server has closed this connection")  # the pool opens another
 
+    def refuse_encoding(driver: Any, _record: object) -> None:  # Any: as in `set_up`
+        encoding = driver.info.parameter_status("server_encoding")  # the server tells it unasked
+        if encoding != _ENCODING:
+            raise UnsupportedDatabase(
+                f"the database {url.database!r} has the encoding {encoding}, which cannot hold every prompt. "
+                f"Make one with CREATE DATABASE … ENCODING '{_ENCODING}' TEMPLATE template0."
+            )
+
+    # Before SQLAlchemy's own, which reads text that only UTF8 gives as such.
+    sa.event.listen(engine, "connect", refuse_encoding, insert=True)
     sa.event.listen(engine, "checkout", refuse_broken)
     return engine
 

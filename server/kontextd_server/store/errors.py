@@ -4,7 +4,7 @@
     ├── StoreUnavailable      the database does not answer, is locked or full: try again later
     ├── SchemaMismatch        the database was made by another version of kontextd
     ├── KeyRefused            an existing key that cannot be taken over
-    └── UnsupportedDatabase   the URL is of no kind that the store can use
+    └── UnsupportedDatabase   no kind of database that the store can use, or one with another encoding
 
 A transition that finds the job in another state is no error: it is the method's answer.
 """
@@ -29,4 +29,4 @@ class KeyRefused(StoreError):
 
 
 class UnsupportedDatabase(StoreError):
-    """The database URL names no database that the store can use; the message says which it can."""
+    """The URL names no database that the store can use; the message says which it can."""

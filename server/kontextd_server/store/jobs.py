@@ -31,6 +31,7 @@ class Jobs:
 
     def __init__(self, database: Database, policy: Policy, clock: Callable[[], float]) -> None:
         self._database, self._policy, self._clock = database, policy, clock
+        self._rows = database.statements.rows
 
     def enqueue(self, job: NewJob) -> Queued | Refusal:
         """Put the job into the queue, or say why not. A known idempotency key gives the job it made before."""
@@ -40,25 +41,25 @@ class Jobs:
             known = self._known(connection, job, now)
             if known is not None:
                 return known
-            refusal = self._over_a_limit(connection, job)
+            (queue,) = self._rows(connection, _QUEUE, {"place": int(job.priority)})
+            refusal = self._over_a_limit(connection, job, queue.waiting)
             if refusal is not None:
                 return refusal
-            job_id = self._insert(connection, job, now)
-            position = _position(connection, job.priority, job_id)
+            self._insert(connection, job, now)
             self._database.hint(connection, topics.QUEUE)
-        return Queued(job.request_id, position)
+        return Queued(job.request_id, queue.before)
 
     def request_cancel(self, request_id: str, *, owner: str | None = None) -> CancelAnswer:
         """A waiting job ends at once; a running one is marked, and its worker told at the next renewal."""
         now = self._clock()
         asked = {"wanted": request_id, "by": owner}
         with self._database.write() as connection:
-            row = connection.execute(_CANCEL, asked | ending_values(CANCELLED, now)).one_or_none()
-            if row is None:
+            rows = self._rows(connection, _CANCEL, asked | ending_values(CANCELLED, now))
+            if not rows:
                 known = connection.execute(sa.select(jobs.c.id).where(_of(request_id, owner))).one_or_none()
                 return CancelAnswer.ALREADY_COMPLETED if known else CancelAnswer.NOT_FOUND
-            if row.state is JobState.COMPLETED:
-                settle(self._database, connection, row, CANCELLED, now, self._policy)
+            if rows[0].state is JobState.COMPLETED:
+                settle(self._database, connection, rows[0], CANCELLED, now, self._policy)
         return CancelAnswer.ACCEPTED
 
     def retry(self, request_id: str, *, owner: str | None = None) -> RetryAnswer:
@@ -102,10 +103,10 @@ class Jobs:
         position = _position(connection, row.priority, row.id) if waits else 0
         return Queued(row.request_id, position, existing=True)
 
-    def _over_a_limit(self, connection: sa.Connection, job: NewJob) -> Refusal | None:
+    def _over_a_limit(self, connection: sa.Connection, job: NewJob, waiting: int) -> Refusal | None:
         asked = job.max_queue_length
         limit = self._policy.max_queue_length if asked is None else min(asked, self._policy.max_queue_length)
-        if connection.execute(_WAITING).scalar_one() >= limit:
+        if waiting >= limit:
             return Refusal.QUEUE_FULL
         own_limit = self._policy.max_queued_per_owner
         if own_limit is not None:
@@ -113,9 +114,10 @@ class Jobs:
             return Refusal.OWNER_QUEUE_FULL if own >= own_limit else None
         return None
 
-    def _insert(self, connection: sa.Connection, job: NewJob, now: float) -> int:
+    def _insert(self, connection: sa.Connection, job: NewJob, now: float) -> None:
         runs = 1 if job.no_retry else self._policy.runs
-        job_id: int = connection.execute(
+        ((job_id,),) = self._rows(
+            connection,
             _INSERT,
             {
                 **{name: getattr(job, name) for name in _COPIED},
@@ -128,15 +130,15 @@ class Jobs:
                 "runs_left": runs,
                 "cancel_requested": False,
             },
-        ).scalar_one()
+        )
         padding = self._database.padding(job.transient)
-        connection.execute(
+        self._rows(
+            connection,
             _INSERT_INPUT,
             {"job_id": job_id, "kind": BodyKind.INPUT, "number": 0, "padding": padding, "body": job.payload},
         )
         if job.idempotency_key is not None:
             self._remember_key(connection, job, job_id, now)
-        return job_id
 
     def _remember_key(self, connection: sa.Connection, job: NewJob, job_id: int, now: float) -> None:
         new = {"job_id": job_id, "body_hash": _body_hash(job), "expires_at": now + self._policy.idempotency_s}
@@ -160,6 +162,11 @@ _COPIED = (
     *("transient", "webhook_url", "base_url", "tags", "files_expire_s", "key_id"),
 )
 _WAITING = sa.select(sa.func.count()).where(jobs.c.state == JobState.IN_QUEUE)
+# How many wait, and how many of them are run before one that comes now.
+_QUEUE = sa.select(
+    sa.func.count().label("waiting"),
+    sa.func.count().filter(jobs.c.priority <= sa.bindparam("place", type_=sa.Integer)).label("before"),
+).where(jobs.c.state == JobState.IN_QUEUE)
 _INSERT = sa.insert(jobs).returning(jobs.c.id)
 _INSERT_INPUT = sa.insert(bodies)
 _WAITS = jobs.c.state == JobState.IN_QUEUE

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from kontextd_server.store.database import Database
 from kontextd_server.store.errors import KeyRefused
+from kontextd_server.store.prepared import Row
 from kontextd_server.store.records import ApiKey, NewKey, Scope
-from kontextd_server.store.settle import Row
 from kontextd_server.store.tables import api_keys
 
 

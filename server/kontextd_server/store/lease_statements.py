@@ -44,6 +44,11 @@ _NEXT = (
     .with_for_update(skip_locked=True)  # left out on SQLite, where writers are alone
     .scalar_subquery()
 )
+# What a worker is told, see `records.Claim`.
+_CLAIMED = (
+    *("id", "attempt", "request_id", "endpoint", "owner", "kind", "lora_key", "runner_hint", "transient"),
+    *("base_url", "created_at", "runs_left", "files_expire_s"),
+)
 CLAIM = (
     sa.update(jobs)
     .where(jobs.c.id == _NEXT, jobs.c.state == JobState.IN_QUEUE)
@@ -55,7 +60,7 @@ CLAIM = (
         lease_until=sa.bindparam("until"),
         started_at=sa.bindparam("now", type_=sa.Double),
     )
-    .returning(jobs)
+    .returning(*(jobs.c[name] for name in _CLAIMED))
 )
 INPUT = sa.select(bodies.c.body).where(bodies.c.job_id == sa.bindparam("claimed"), bodies.c.kind == BodyKind.INPUT)
 

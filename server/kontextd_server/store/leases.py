@@ -6,7 +6,7 @@ and the attempt, and when it changes no row, that is the answer. A job may be ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
@@ -14,6 +14,7 @@ from kontextd_server.store import lease_statements as sql
 from kontextd_server.store import topics
 from kontextd_server.store.database import Database
 from kontextd_server.store.policy import Policy
+from kontextd_server.store.prepared import Row, Statement, Values
 from kontextd_server.store.records import (
     CANCELLED,
     NOT_STARTED_IN_TIME,
@@ -28,10 +29,8 @@ from kontextd_server.store.records import (
     Standing,
     Swept,
 )
-from kontextd_server.store.settle import Ending, Row, ending_values, settle
+from kontextd_server.store.settle import Ending, ending_values, settle
 from kontextd_server.store.tables import jobs
-
-Values = Mapping[str, object]
 
 
 class Leases:
@@ -39,13 +38,15 @@ class Leases:
 
     def __init__(self, database: Database, policy: Policy, clock: Callable[[], float]) -> None:
         self._database, self._policy, self._clock = database, policy, clock
+        self._rows, self._each = database.statements.rows, database.statements.each
         self._upsert_preview = sql.upsert_preview(database)
 
     def claim(self, worker: str, *, warm_lora_key: str | None = None, runner_hint: str | None = None) -> Claim | None:
         """The job to run next, or None: by priority, then age, with the bounded preference for what is warm here."""
         now = self._clock()
         with self._database.write() as connection:
-            row = connection.execute(
+            claimed = self._rows(
+                connection,
                 sql.CLAIM,
                 {
                     "now": now,
@@ -55,12 +56,13 @@ class Leases:
                     "hint": runner_hint,
                     "window": self._policy.affinity_window,
                 },
-            ).one_or_none()
-            if row is None:
+            )
+            if not claimed:
                 return None
-            payload = connection.execute(sql.INPUT, {"claimed": row.id}).scalar_one()
+            (row,) = claimed
+            (found,) = self._rows(connection, sql.INPUT, {"claimed": row.id})
             self._database.hint(connection, topics.job(row.request_id))
-        return _to_claim(row, payload)
+        return _to_claim(row, found.body)
 
     def renew(
         self,
@@ -75,9 +77,10 @@ class Leases:
         if progress is not None:
             values |= {"done": progress.done, "total": progress.total}
         with self._database.write() as connection:
-            row = connection.execute(sql.RENEW if progress is None else sql.RENEW_AND_REPORT, values).one_or_none()
-            if row is None:
+            renewed = self._rows(connection, sql.RENEW if progress is None else sql.RENEW_AND_REPORT, values)
+            if not renewed:
                 return Standing.LOST
+            (row,) = renewed
             self._log(connection, lease.job_id, logs)
             if preview is not None:
                 self._keep_preview(connection, lease.job_id, preview, row.transient)
@@ -125,15 +128,15 @@ class Leases:
             )
 
     def _end(
-        self, connection: sa.Connection, statement: sa.Executable, whose: Values, ending: Ending, now: float
+        self, connection: sa.Connection, statement: Statement, whose: Values, ending: Ending, now: float
     ) -> tuple[str, ...]:
-        rows = connection.execute(statement, {**whose, **ending_values(ending, now)}).all()
+        rows = self._rows(connection, statement, {**whose, **ending_values(ending, now)})
         for row in rows:
             settle(self._database, connection, row, ending, now, self._policy)
         return tuple(row.request_id for row in rows)
 
     def _requeue(self, connection: sa.Connection, whose: Values, now: float) -> tuple[str, ...]:
-        rows = connection.execute(sql.REQUEUE, whose).all()
+        rows = self._rows(connection, sql.REQUEUE, whose)
         for row in rows:
             message = f"The worker was lost. The request runs again; tries left: {row.runs_left}."
             self._log(connection, row.id, [LogLine(message, now, "WARN")])
@@ -143,9 +146,10 @@ class Leases:
     def _log(self, connection: sa.Connection, job_id: int, logs: Sequence[LogLine]) -> None:
         if logs:
             lines = [
-                {"message": x.message, "timestamp": x.timestamp, "level": x.level, "source": x.source} for x in logs
+                {"job_id": job_id, "message": x.message, "timestamp": x.timestamp, "level": x.level, "source": x.source}
+                for x in logs
             ]
-            connection.execute(sql.LOG, [line | {"job_id": job_id} for line in lines])
+            self._each(connection, sql.LOG, lines)
 
     def _keep_preview(self, connection: sa.Connection, job_id: int, preview: bytes, transient: bool) -> None:
         values = {"of": job_id, "padded": self._database.padding(transient), "picture": preview}

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from kontextd_server.store.database import Database
 from kontextd_server.store.errors import SchemaMismatch, StoreUnavailable
 
-HEAD = "0002"  # the newest of migrations/versions
+HEAD = "0003"  # the newest of migrations/versions
 MIGRATIONS = Path(__file__).parent / "migrations"
 _WAL_ATTEMPTS, _WAL_PAUSE_S = 200, 0.05
 

@@ -46,6 +46,8 @@ class Job:
     prompt_hit: bool | None
     reference_hit: bool | None
     merge_s: float | None
+    lora_hit: bool | None
+    lora_load_s: float | None
     queue_position: int | None = None
 
 

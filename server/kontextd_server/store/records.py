@@ -204,6 +204,8 @@ class Work:
     prompt_hit: bool | None = None
     reference_hit: bool | None = None
     merge_s: float | None = None  # None: no LoRA set had to be merged
+    lora_hit: bool | None = None  # the same set was merged already
+    lora_load_s: float | None = None  # fetching and reading the set; None: there were no LoRAs
 
 
 @dataclass(frozen=True)

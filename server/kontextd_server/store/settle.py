@@ -13,11 +13,10 @@ import sqlalchemy as sa
 from kontextd_server.store import topics
 from kontextd_server.store.database import Database
 from kontextd_server.store.policy import Policy
+from kontextd_server.store.prepared import Row
 from kontextd_server.store.records import CANCELLED, Failure, JobState, Outcome, Success, WebhookState
 from kontextd_server.store.tables import BodyKind, bodies, jobs, webhooks
 
-# Any: SQLAlchemy types rows by their statement, and these come from several.
-Row = sa.Row[*tuple[Any, ...]]
 Ending = Success | Failure
 
 _MAX_MESSAGE = 2000  # characters; the whole of it is in the body
@@ -27,7 +26,7 @@ def _new(name: str) -> sa.BindParameter[Any]:  # Any: of the column's type
     return sa.bindparam(f"new_{name}", type_=jobs.c[name].type)
 
 
-_OF_SUCCESS = ("inference_s", "images", "prompt_hit", "reference_hit", "merge_s")
+_OF_SUCCESS = ("inference_s", "images", "prompt_hit", "reference_hit", "lora_hit", "lora_load_s", "merge_s")
 # The SET of each guarded statement that completes jobs; `ending_values` gives what it binds.
 ENDED: dict[str, sa.ColumnElement[Any]] = {
     "state": sa.literal(JobState.COMPLETED, jobs.c.state.type),
@@ -41,7 +40,9 @@ SETTLED_COLUMNS = (jobs.c.id, jobs.c.request_id, jobs.c.transient, jobs.c.webhoo
 
 _OF_JOB = bodies.c.job_id == sa.bindparam("job")
 _ERASE = sa.delete(bodies).where(_OF_JOB, bodies.c.kind == BodyKind.PREVIEW)
-_ERASE_ALL = sa.delete(bodies).where(_OF_JOB, bodies.c.kind.in_([BodyKind.PREVIEW, BodyKind.INPUT]))
+_ERASE_ALL = sa.delete(bodies).where(
+    _OF_JOB, sa.or_(bodies.c.kind == BodyKind.PREVIEW, bodies.c.kind == BodyKind.INPUT)
+)
 _KEEP = sa.insert(bodies)
 _TELL = sa.insert(webhooks)
 
@@ -61,7 +62,8 @@ def ending_values(ending: Ending, now: float) -> dict[str, object]:
 
 def settle(database: Database, connection: sa.Connection, row: Row, ending: Ending, now: float, policy: Policy) -> None:
     """Keep the result, erase what must not stay, put the webhook into the outbox and wake who waits."""
-    connection.execute(_ERASE_ALL if row.transient else _ERASE, {"job": row.id})
+    run = database.statements.rows
+    run(connection, _ERASE_ALL if row.transient else _ERASE, {"job": row.id})
     result = {
         "job_id": row.id,
         "kind": BodyKind.RESULT,
@@ -70,7 +72,7 @@ def settle(database: Database, connection: sa.Connection, row: Row, ending: Endi
         "padding": database.padding(row.transient),
         "body": ending.body,
     }
-    connection.execute(_KEEP, result)
+    run(connection, _KEEP, result)
     database.hint(connection, topics.job(row.request_id))
     if row.webhook_url is not None:
         webhook = {
@@ -81,5 +83,5 @@ def settle(database: Database, connection: sa.Connection, row: Row, ending: Endi
             "next_at": now,
             "created_at": now,
         }
-        connection.execute(_TELL, webhook)
+        run(connection, _TELL, webhook)
         database.hint(connection, topics.WEBHOOKS)

@@ -97,6 +97,8 @@ jobs = sa.Table(
     sa.Column("prompt_hit", sa.Boolean),
     sa.Column("reference_hit", sa.Boolean),
     sa.Column("merge_s", sa.Double),
+    sa.Column("lora_hit", sa.Boolean),
+    sa.Column("lora_load_s", sa.Double),
     sa.CheckConstraint("(state = 'COMPLETED') = (outcome IS NOT NULL)", name="completed_has_an_outcome"),
     sa.CheckConstraint("(state = 'IN_PROGRESS') = (lease_until IS NOT NULL)", name="running_has_a_lease"),
     sa.Index(None, "state", "priority", "id"),  # claim, queue position, reaping

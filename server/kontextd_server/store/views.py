@@ -9,12 +9,13 @@ import sqlalchemy as sa
 
 from kontextd_server.store.database import Database
 from kontextd_server.store.policy import Policy
+from kontextd_server.store.prepared import Row
 from kontextd_server.store.readings import Gauges, Job, JobFilter, JobReport, Preview, Result, WebhookReport
 from kontextd_server.store.records import JobState, LogLine, Priority, WebhookState
-from kontextd_server.store.settle import Row
 from kontextd_server.store.tables import BodyKind, bodies, events, jobs, webhooks, workers
 
-_COLUMNS = tuple(jobs.c[field.name] for field in fields(Job) if field.name != "queue_position")
+_FIELDS = tuple(field.name for field in fields(Job))
+_COLUMNS = tuple(jobs.c[name] for name in _FIELDS if name != "queue_position")
 _BATCH = 1000  # log lines a reader gets at once
 _waiting, _listed, _ended = jobs.alias("waiting"), jobs.alias("listed"), jobs.alias("ended")
 
@@ -37,6 +38,20 @@ _STATUS = _JOB.where(jobs.c.request_id == sa.bindparam("wanted"))
 _RESULT = _STATUS.add_columns(bodies.c.body, bodies.c.expires_at).outerjoin(
     bodies, sa.and_(bodies.c.job_id == jobs.c.id, bodies.c.kind == BodyKind.RESULT)
 )
+_LOGS = (
+    sa.select(events)
+    .where(
+        events.c.job_id == sa.select(jobs.c.id).where(jobs.c.request_id == sa.bindparam("wanted")).scalar_subquery(),
+        events.c.id > sa.bindparam("after", type_=events.c.id.type),
+    )
+    .order_by(events.c.id)
+    .limit(_BATCH)
+)
+_BODY = (
+    sa.select(bodies.c.number, bodies.c.body)
+    .join(jobs, jobs.c.id == bodies.c.job_id)
+    .where(jobs.c.request_id == sa.bindparam("wanted"), bodies.c.kind == sa.bindparam("what"))
+)
 
 
 class Views:
@@ -44,21 +59,20 @@ class Views:
 
     def __init__(self, database: Database, policy: Policy, clock: Callable[[], float]) -> None:
         self._database, self._policy, self._clock = database, policy, clock
+        self._rows = database.statements.rows
 
     def status(self, request_id: str) -> Job | None:
         """The job without its payloads. Whose it is says `Job.owner`."""
         with self._database.read() as connection:
-            row = connection.execute(_STATUS, {"wanted": request_id}).one_or_none()
-        return None if row is None else to_job(row)
+            rows = self._rows(connection, _STATUS, {"wanted": request_id})
+        return to_job(rows[0]) if rows else None
 
     def logs(self, request_id: str, *, after: int = 0) -> tuple[LogLine, ...]:
         """The lines after a cursor. Read them after the status: then those of a completed job are complete."""
-        job_id = sa.select(jobs.c.id).where(jobs.c.request_id == request_id).scalar_subquery()
         lines: list[LogLine] = []
         with self._database.read() as connection:
             while True:
-                newer = sa.select(events).where(events.c.job_id == job_id, events.c.id > after)
-                rows = connection.execute(newer.order_by(events.c.id).limit(_BATCH)).all()
+                rows = self._rows(connection, _LOGS, {"wanted": request_id, "after": after})
                 lines += [LogLine(row.message, row.timestamp, row.level, row.source, row.id) for row in rows]
                 if len(rows) < _BATCH:
                     return tuple(lines)
@@ -67,9 +81,10 @@ class Views:
     def result(self, request_id: str) -> Result | None:
         """The job and what it left; see `Result`."""
         with self._database.read() as connection:
-            row = connection.execute(_RESULT, {"wanted": request_id}).one_or_none()
-        if row is None:
+            rows = self._rows(connection, _RESULT, {"wanted": request_id})
+        if not rows:
             return None
+        (row,) = rows
         # An expired body may still be there, until a pruning or for the sake of a webhook.
         readable = row.expires_at is None or row.expires_at > self._clock()
         return Result(to_job(row), row.body if readable else None)
@@ -141,14 +156,9 @@ class Views:
         }
 
     def _body(self, request_id: str, kind: BodyKind) -> tuple[int, bytes | None]:
-        statement = (
-            sa.select(bodies.c.number, bodies.c.body)
-            .join(jobs, jobs.c.id == bodies.c.job_id)
-            .where(jobs.c.request_id == request_id, bodies.c.kind == kind)
-        )
         with self._database.read() as connection:
-            row = connection.execute(statement).one_or_none()
-        return (0, None) if row is None else (row.number, row.body)
+            rows = self._rows(connection, _BODY, {"wanted": request_id, "what": kind})
+        return (rows[0].number, rows[0].body) if rows else (0, None)
 
 
 def _conditions(wanted: JobFilter) -> Iterator[sa.ColumnElement[bool]]:
@@ -170,6 +180,6 @@ def job_columns() -> tuple[sa.ColumnElement[object], ...]:
 
 
 def to_job(row: Row) -> Job:
-    values = {field.name: getattr(row, field.name, None) for field in fields(Job)}
+    values = {name: getattr(row, name, None) for name in _FIELDS}
     # Each value has the type of its column, which is that of its field.
     return Job(**values | {"priority": Priority(row.priority)})  # type: ignore[arg-type]

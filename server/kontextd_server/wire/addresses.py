@@ -8,6 +8,7 @@ protocol is rendered for the address the proxy was reached at.
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address, ip_network
 from urllib.parse import quote, unquote, urlsplit
@@ -23,6 +24,9 @@ _FILE_URL = re.compile(rf"https?://[^/?#]+{_PREFIX.pattern}?/files/(?P<key>[^?#]
 _MAX_URL = 4096
 _UNIX = "unix"  # in `trusted_proxies`: whoever connects through a socket in the file system
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_ADDRESSING = frozenset(
+    {b"host", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix"}
+)
 
 
 @dataclass(frozen=True)
@@ -87,11 +91,12 @@ class Bases:
 
 def origin_of(scope: Scope, settings: AddressSettings) -> Origin:
     """Where the reader of this answer reached us. Raises `BadRequest` for a Host, or a trusted proxy's word, that is
-    no address."""
+    no address, and for a second Host."""
     headers = Headers(scope=scope)
     said = headers if _is_trusted(scope.get("client"), settings) else Headers({})
     scheme = _last(said, "x-forwarded-proto") or str(scope["scheme"])
-    host = parse_host(_last(said, "x-forwarded-host") or headers.get("host") or _server(scope))
+    named = _host(headers)
+    host = parse_host(_last(said, "x-forwarded-host") or named or _server(scope))
     port = _last(said, "x-forwarded-port")
     prefix = _last(said, "x-forwarded-prefix").rstrip("/")
     if scheme not in _DEFAULT_PORTS:
@@ -101,6 +106,14 @@ def origin_of(scope: Scope, settings: AddressSettings) -> Origin:
     if port and host.port is None:
         host = parse_host(f"{host.name}:{port}")
     return Origin(scheme, _without_default_port(scheme, host), prefix)
+
+
+def addressing(scope: Scope, settings: AddressSettings) -> Hashable:
+    """All that `origin_of` looks at: calls that are alike in it have the same origin."""
+    client = scope.get("client")
+    peer = (client[0] if client else None) if settings.trusted_proxies else None  # else none is trusted
+    said = tuple(header for header in scope["headers"] if header[0] in _ADDRESSING)
+    return scope["scheme"], _server(scope), peer, said
 
 
 def parse_origin(url: str) -> Origin:
@@ -168,6 +181,15 @@ def _is_trusted(client: tuple[str, int] | None, settings: AddressSettings) -> bo
         return False
     peer = (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
     return any(peer in ip_network(proxy, strict=False) for proxy in settings.trusted_proxies if proxy != _UNIX)
+
+
+def _host(headers: Headers) -> str | None:
+    """RFC 9112 wants a 400 for more than one: a proxy in front may have gone by another than we would."""
+    hosts = headers.getlist("host")
+    if len(hosts) > 1:
+        told = ", ".join(repr(host[:100]) for host in hosts[:3])
+        raise BadRequest(f"the header Host is there {len(hosts)} times: {told}; send it once.")
+    return hosts[0] if hosts else None
 
 
 def _last(headers: Headers, name: str) -> str:

@@ -110,6 +110,27 @@ class CdnMultipart(WireModel):
     upload_id: str = Field(serialization_alias="uploadId")
 
 
+class LibraryLora(WireModel):
+    """A LoRA that the operator keeps for requests. `matched` of its `total` tensors had a place in the model."""
+
+    path: str = Field(description="What `loras[].path` of a request calls it.", examples=["library:ink"])
+    sha256: str
+    size_bytes: int
+    dialects: list[str] = Field(description="How its tensors are named.", examples=[["kohya"]])
+    rank: int | None = Field(description="The commonest of its matrices; null where its form has none.")
+    trigger_words: list[str] = Field(description="Words that bring it out in a prompt, as the file names them.")
+    matched: int
+    total: int
+    added_at: str
+
+
+class LoraListing(WireModel):
+    """`GET /kontextd/loras`, of the box that answers. A path in a root is `ROOT:folder/name`."""
+
+    loras: list[LibraryLora]
+    roots: list[str] = Field(description="The names of the roots of LoRA files.", examples=[["library", "studio"]])
+
+
 class ValidationError(WireModel):
     """What is wrong with one value. `url` leads to a page on the type."""
 

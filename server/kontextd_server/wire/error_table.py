@@ -177,10 +177,15 @@ def entry(error: FieldError) -> dict[str, object]:
 def _field_errors(error: BaseException, row: Row, message: str) -> tuple[FieldError, ...]:
     if isinstance(error, Invalid) and error.errors:
         return error.errors
-    loc: wire.Loc = ("body",)
+    return (FieldError(_loc(error), message, row.error_type),)
+
+
+def _loc(error: BaseException) -> wire.Loc:
+    if isinstance(error, engine.LoraError) and error.index is not None:
+        return ("body", "loras", error.index, "path")
     if isinstance(error, engine.InputError):
-        loc = ("body", _WIRE_FIELDS.get(error.field, error.field))
-    return (FieldError(loc, message, row.error_type),)
+        return ("body", _WIRE_FIELDS.get(error.field, error.field))
+    return ("body",)
 
 
 def _headers(error_type: str, row: Row) -> dict[str, str]:

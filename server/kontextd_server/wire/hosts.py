@@ -53,6 +53,7 @@ class HostNames:
         "openapi.json",
         "favicon.ico",
         "ui",
+        "kontextd",
     )
 
     @property

@@ -20,7 +20,7 @@ from kontextd_server.wire import answers, schema
 from kontextd_server.wire.json_bodies import JsonLimits, read_json
 from kontextd_server.wire.validation import parse
 
-_REF = "#/components/schemas/{model}"
+REF = "#/components/schemas/{model}"
 Model = TypeVar("Model", bound=BaseModel)
 
 # In the document whether or not a route mentions them.
@@ -50,7 +50,7 @@ def body_of(model: type[Model], limits: JsonLimits) -> Callable[[Request], Await
 
 def takes(model: type[BaseModel]) -> dict[str, object]:
     """The `openapi_extra` of a route that takes this body."""
-    content = {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+    content = {"application/json": {"schema": {"$ref": REF.format(model=model.__name__)}}}
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -58,7 +58,7 @@ def document(app: FastAPI, models: Sequence[type[BaseModel]] = MODELS) -> dict[s
     """The document of an application, with the schemas of `models`."""
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     components = made.setdefault("components", {}).setdefault("schemas", {})
-    _, found = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    _, found = models_json_schema([(model, "validation") for model in models], ref_template=REF)
     components.update(found["$defs"])
     made["components"]["schemas"] = dict(sorted(components.items()))
     result: dict[str, object] = made

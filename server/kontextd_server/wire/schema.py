@@ -1,7 +1,12 @@
 """fal's names: input and output of the endpoint as pydantic models. The one place where the wire's names are written.
 
 Defaults and values are those of fal's page for `fal-ai/flux-kontext-lora`, and so are the schema names of the OpenAPI
-document. Unknown fields are ignored, as there: callers send them. Numbers in strings are read, as there.
+document. Unknown fields are ignored, as there: callers send them. Numbers in strings are read, as there, and booleans
+as the numbers 1 and 0, as pydantic does: `scale: wanted && 0.8` is ordinary JavaScript.
+
+`AccelerationEnum` and `ResolutionModeEnum` repeat the engine's `Acceleration` and `ResolutionMode`: pydantic takes the
+document's schema names from the classes, fal's names are these, and an enum with members has no subclasses. A test
+holds them together.
 """
 
 from __future__ import annotations

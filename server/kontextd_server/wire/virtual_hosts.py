@@ -7,21 +7,22 @@ them what was found out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kontextd_server.wire.addresses import AddressSettings, Bases, Origin, bases_for, origin_of
+from kontextd_server.wire.addresses import AddressSettings, Bases, Origin, addressing, bases_for, origin_of
 from kontextd_server.wire.endpoints import ENDPOINTS, Call, Endpoint, queue_call, run_call
 from kontextd_server.wire.error_answers import error_response
 from kontextd_server.wire.errors import WireError
-from kontextd_server.wire.hosts import Place, Role, place
+from kontextd_server.wire.hosts import Host, Place, Role, place
 
 _CONTEXT = "kontextd.context"
 _PROXY_ORIGIN = "kontextd.proxy_origin"
+_MAX_REMEMBERED = 1000  # callers choose what they write into these headers
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,21 @@ def proxied_scope(scope: Scope, origin: Origin) -> Scope:
     return {**scope, _PROXY_ORIGIN: origin}
 
 
+@dataclass(frozen=True)
+class _Reached:
+    """The host that a call names, and where its URLs lead to."""
+
+    host: Host
+    origin: Origin
+    bases: Bases
+
+
 class VirtualHosts:
     """Writes each path as the routes expect it, and answers what no route could: an unknown endpoint, a bad Host."""
 
     def __init__(self, app: ASGIApp, settings: AddressSettings, table: Sequence[Endpoint] = ENDPOINTS) -> None:
         self.app, self.settings, self.table = app, settings, table
+        self._reached: dict[Hashable, _Reached] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,13 +76,24 @@ class VirtualHosts:
 
     def _located(self, scope: Scope) -> Scope:
         proxy_origin: Origin | None = scope.get(_PROXY_ORIGIN)
-        asked = origin_of(scope, self.settings)
-        found = place(asked.host, scope["path"], self.settings.names)
+        reached = self._reached_at(scope, proxy_origin)
+        found = place(reached.host, scope["path"], self.settings.names)
         call = self._call(found)
         path = Place(found.role, call.path).plain_path if call else found.plain_path
-        origin = proxy_origin or asked
-        context = Context(found.role, call, origin, bases_for(origin, self.settings), proxy_origin is not None)
+        context = Context(found.role, call, reached.origin, reached.bases, proxy_origin is not None)
         return {**scope, "path": path, "raw_path": quote(path).encode(), _CONTEXT: context}
+
+    def _reached_at(self, scope: Scope, proxy_origin: Origin | None) -> _Reached:
+        """Remembered by all that it depends on: to find it out again takes longer than the rest of `_located`."""
+        asked_by = addressing(scope, self.settings), proxy_origin
+        reached = self._reached.get(asked_by)
+        if reached is None:
+            asked = origin_of(scope, self.settings)
+            origin = proxy_origin or asked
+            if len(self._reached) >= _MAX_REMEMBERED:
+                self._reached.clear()
+            reached = self._reached[asked_by] = _Reached(asked.host, origin, bases_for(origin, self.settings))
+        return reached
 
     def _call(self, found: Place) -> Call | None:
         if found.role is Role.RUN:

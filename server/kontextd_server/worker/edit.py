@@ -6,6 +6,7 @@ was cancelled, has run for too long, or is to be handed back.
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,14 +17,17 @@ from kontextd_models import Done, EditRequest, Step
 
 from kontextd_server.store import JobKind, LogLine, Standing
 from kontextd_server.wire.errors import GenerationTimeout
-from kontextd_server.wire.schema import FluxKontextLoraInput
+from kontextd_server.wire.schema import FluxKontextLoraInput, LoraReport
 from kontextd_server.worker.held import HeldJob, News, log_line
-from kontextd_server.worker.inputs import Inputs, gather
+from kontextd_server.worker.inputs import GatheredLoras, Inputs, gather
 from kontextd_server.worker.loaded import LoadedEngine
+from kontextd_server.worker.lora_reports import coverage_lines, wire_reports
 from kontextd_server.worker.policy import WorkerPolicy
 from kontextd_server.worker.requests import edit_request, parse_input
 from kontextd_server.worker.stages import Stage
 from kontextd_server.worker.stopping import Stopping
+
+log = logging.getLogger(__name__)
 
 
 class Why(Enum):
@@ -46,9 +50,11 @@ class GivenUp(Exception):
 class Edited:
     """What the engine made of a job."""
 
-    wanted: FluxKontextLoraInput  # but for its image
+    wanted: FluxKontextLoraInput  # but for its image and LoRAs
     done: Done
     fetch_s: float
+    loras: tuple[LoraReport, ...] = ()
+    lora_load_s: float | None = None  # None without any
 
 
 class JobEdit:
@@ -70,13 +76,16 @@ class JobEdit:
         wanted, fetch_s = wanted.model_copy(update={"image_url": ""}), time.monotonic() - began
         is_watched = self._held.claim.kind is JobKind.STREAM
         request = edit_request(wanted, gathered, self._policy.preview_interval if is_watched else 0)
-        done = self._drive(request)
-        self._held.tell(News(self._warnings(done)))
-        return Edited(wanted, done, fetch_s)
+        done = self._drive(request, gathered.loras)
+        self._held.tell(News(self._told(done)))
+        reports = wire_reports(wanted.loras, done)
+        load_s = gathered.loras.fetch_s if request.loras else None
+        return Edited(wanted.model_copy(update={"loras": []}), done, fetch_s, reports, load_s)
 
-    def _drive(self, request: EditRequest) -> Done:
+    def _drive(self, request: EditRequest, loras: GatheredLoras) -> Done:
         """Run the engine to its end. Whatever is raised here closes its iterator, which stops it within a step."""
-        self._held.watch.enter(Stage.PREPARE)
+        more_s = self._policy.deadlines.more_merge_s(len(loras.weights), loras.size_bytes)
+        self._held.watch.enter(Stage.PREPARE, more_s=more_s)
         with closing(self._loaded.engine.edit(request)) as events:
             for event in events:
                 if isinstance(event, Done):
@@ -108,10 +117,16 @@ class JobEdit:
                 f"the request ran for longer than the {self._policy.run_limit_s:g} s allowed. Ask for fewer steps."
             )
 
-    def _warnings(self, done: Done) -> tuple[LogLine, ...]:
+    def _told(self, done: Done) -> tuple[LogLine, ...]:
         """The engine's warnings may quote the request, of which a transient job leaves no trace."""
-        told = [] if self._held.claim.transient else list(done.warnings)
-        return tuple(log_line(text, "WARN") for text in (done.size.reason, *told) if text)
+        transient = self._held.claim.transient
+        warnings = [done.size.reason, *(() if transient else done.warnings)]
+        coverage = list(coverage_lines(done, transient=transient))
+        for line in coverage:
+            log.info("request %s: %s", self._held.claim.request_id, line)
+        return tuple(log_line(text, "WARN") for text in warnings if text) + tuple(
+            log_line(text, "INFO") for text in coverage
+        )
 
 
 def _after(step: Step, request: EditRequest) -> Stage:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from kontextd_models.intake import Intake, IntakeLimits, open_image
 
 from kontextd_server.fetch import Fetched, Purpose
 from kontextd_server.fetch.download import Progress
+from kontextd_server.fetch.urls import without_query
 from kontextd_server.wire.errors import Loc
 from kontextd_server.wire.schema import FluxKontextLoraInput
+from kontextd_server.wire.schema import LoraWeight as WireLora
 from kontextd_server.worker.stages import Stage, StageWatch
 
 
@@ -35,11 +38,20 @@ class InputFailed(Exception):
 
 
 @dataclass(frozen=True)
+class GatheredLoras:
+    """All LoRAs of a request, in its order: the engine tells of them by their place, also where the scale is 0."""
+
+    weights: tuple[LoraWeight, ...] = ()
+    size_bytes: int = 0
+    fetch_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class Gathered:
     """The inputs of a request, on this box."""
 
     picture: Intake
-    loras: tuple[LoraWeight, ...]
+    loras: GatheredLoras
 
 
 def gather(
@@ -57,19 +69,26 @@ def gather(
         watch.enter(Stage.FETCH)
         look()
 
-    def fetched(reference: str, purpose: Purpose, name: str, loc: Loc) -> Path:
+    def fetched(reference: str, purpose: Purpose, name: str, loc: Loc) -> Fetched:
         progress(0, None)
         with _standing_at(loc):
-            return inputs.fetch(reference, purpose, folder / name, progress).path
+            return inputs.fetch(reference, purpose, folder / name, progress)
 
-    picture_path = fetched(wanted.image_url, Purpose.IMAGE, "image", ("body", "image_url"))
-    loras = tuple(
-        LoraWeight(fetched(lora.path, Purpose.LORA, f"lora-{n}.safetensors", ("body", "loras", n, "path")), lora.scale)
-        for n, lora in enumerate(wanted.loras)
-    )
+    picture = fetched(wanted.image_url, Purpose.IMAGE, "image", ("body", "image_url"))
+    loras = _gather_loras(wanted.loras, fetched)
     look()
     watch.enter(Stage.OPEN)
-    return Gathered(open_image(picture_path, limits), loras)
+    return Gathered(open_image(picture.path, limits), loras)
+
+
+def _gather_loras(wanted: Sequence[WireLora], fetched: Callable[[str, Purpose, str, Loc], Fetched]) -> GatheredLoras:
+    began, weights, size_bytes = time.monotonic(), [], 0
+    for place, lora in enumerate(wanted):
+        loc: Loc = ("body", "loras", place, "path")
+        file = fetched(lora.path, Purpose.LORA, f"lora-{place}.safetensors", loc)
+        weights.append(LoraWeight(file.path, lora.scale, without_query(lora.path), file.sha256))
+        size_bytes += file.size_bytes
+    return GatheredLoras(tuple(weights), size_bytes, time.monotonic() - began)
 
 
 @contextmanager

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
+
+_LORAS_A_SHARE, _BYTES_A_SHARE = 16, 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,17 @@ class StageDeadlines:
     claim_s: float = 120.0
     fetch_s: float = 60.0  # without a byte and without a wait that is looked after
     open_s: float = 120.0  # decoding the input
-    merge_s: float = 300.0
+    merge_s: float = 300.0  # of sixteen LoRAs, or 4 GiB of them; see `more_merge_s`
     compile_s: float = 900.0
     step_s: float = 300.0
     decode_s: float = 300.0  # the safety checkers with it
     save_s: float = 120.0
     finish_s: float = 120.0  # one try
+
+    def more_merge_s(self, count: int, size_bytes: int) -> float:
+        """What a large LoRA set may take beyond `merge_s`: the engine does not tell how far it is with them."""
+        shares = max(1, math.ceil(count / _LORAS_A_SHARE), math.ceil(size_bytes / _BYTES_A_SHARE))
+        return self.merge_s * (shares - 1)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def edit_request(wanted: FluxKontextLoraInput, gathered: Gathered, preview_inter
         guidance_scale=wanted.guidance_scale,
         num_images=wanted.num_images,
         resolution_mode=ResolutionMode(wanted.resolution_mode.value),
-        loras=gathered.loras,
+        loras=gathered.loras.weights,
         acceleration=Acceleration(wanted.acceleration.value),
         enable_safety_checker=wanted.enable_safety_checker,
         preview_interval=preview_interval,

@@ -7,9 +7,8 @@ import json
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kontextd_models import Done
 from PIL import Image
 
 from kontextd_server.files import FileStore, Label
@@ -40,22 +39,22 @@ class ResultKeeper:
     def __init__(self, files: FileStore, version: str, lifetime_s: float | None) -> None:
         self._files, self._version, self._lifetime_s = files, version, lifetime_s
 
-    def keep(self, edited: Edited, *, transient: bool, expire_s: float | None = None) -> KeptResult:
+    def keep(self, edited: Edited, *, owner: str, transient: bool, expire_s: float | None = None) -> KeptResult:
         """Encode and store, for `expire_s` where the caller asked for that. Raises `FileStoreError`, and then nothing
         was kept."""
         began = time.monotonic()
         images: list[StoredImage] = []
         lifetime_s = min((s for s in (expire_s, self._lifetime_s) if s is not None), default=None)
-        inline = transient or edited.wanted.sync_mode
+        kept = None if transient or edited.wanted.sync_mode else Label(lifetime_s=lifetime_s, owner=owner)
         try:
             for image, seed in zip(edited.done.images, edited.done.seeds, strict=True):
-                images.append(self._keep_image(image, seed, edited.wanted, lifetime_s, inline))
+                images.append(self._keep_image(image, seed, edited.wanted, kept))
         except BaseException:
             self.forget(_keys(images))
             raise
         output = _output(edited, tuple(images), time.monotonic() - began, self._version)
         body = json.dumps(output.to_json(), allow_nan=False).encode()
-        return KeptResult(Success(body, edited.done.timings["total"], _work(edited.done)), _keys(images))
+        return KeptResult(Success(body, edited.done.timings["total"], _work(edited)), _keys(images))
 
     def forget(self, keys: Iterable[str]) -> None:
         """Delete files of a result that nobody will read."""
@@ -66,13 +65,15 @@ class ResultKeeper:
                 log.warning("the file %s of a result that was thrown away cannot be deleted: %s", key, error)
 
     def _keep_image(
-        self, image: Image.Image, seed: int, wanted: FluxKontextLoraInput, lifetime_s: float | None, inline: bool
+        self, image: Image.Image, seed: int, wanted: FluxKontextLoraInput, kept: Label | None
     ) -> StoredImage:
+        """As a file, `kept` so long and for its owner; None puts the picture itself into the result."""
         picture = encode(image, PictureFormat(wanted.output_format.value))
         file_name = f"kontext-{seed}.{picture.content_type.removeprefix('image/')}"
         key = None
-        if not inline:
-            key = self._files.put([picture.data], Label(file_name, picture.content_type, lifetime_s)).key
+        if kept is not None:
+            label = replace(kept, file_name=file_name, content_type=picture.content_type)
+            key = self._files.put([picture.data], label).key
         return StoredImage(
             width=image.width,
             height=image.height,
@@ -80,7 +81,7 @@ class ResultKeeper:
             file_name=file_name,
             file_size=len(picture.data),
             file_key=key,
-            data_uri=_data_uri(picture) if inline else None,
+            data_uri=_data_uri(picture) if kept is None else None,
         )
 
 
@@ -99,6 +100,7 @@ def _output(edited: Edited, images: tuple[StoredImage, ...], save_s: float, vers
 def _report(edited: Edited, version: str) -> KontextdReport:
     done, wanted = edited.done, edited.wanted
     return KontextdReport(
+        loras=list(edited.loras),
         preset=PresetReport(
             name=wanted.acceleration.value, full=wanted.num_inference_steps * wanted.num_images, cached=0, skipped=0
         ),
@@ -111,9 +113,17 @@ def _report(edited: Edited, version: str) -> KontextdReport:
     )
 
 
-def _work(done: Done) -> Work:
-    hits = done.cache_hits
-    return Work(len(done.images), hits.get("prompt"), hits.get("reference"), done.timings.get("merge") or None)
+def _work(edited: Edited) -> Work:
+    done, hits = edited.done, edited.done.cache_hits
+    is_merged = hits.get("loras", False)  # already: then nothing was done
+    return Work(
+        images=len(done.images),
+        prompt_hit=hits.get("prompt"),
+        reference_hit=hits.get("reference"),
+        lora_hit=None if edited.lora_load_s is None else hits.get("loras"),
+        lora_load_s=edited.lora_load_s,
+        merge_s=None if is_merged else done.timings.get("merge") or None,
+    )
 
 
 def _data_uri(picture: EncodedPicture) -> str:

@@ -100,7 +100,8 @@ class Saver:
 
     def _keep(self, held: HeldJob, edited: Edited) -> KeptResult:
         held.watch.enter(Stage.SAVE)
-        return self._results.keep(edited, transient=held.claim.transient, expire_s=held.claim.files_expire_s)
+        claim = held.claim
+        return self._results.keep(edited, owner=claim.owner, transient=claim.transient, expire_s=claim.files_expire_s)
 
     def _finish(self, held: HeldJob, ending: Success | Failure) -> FinishAnswer | None:
         """What the job store says, however long it takes to say it; None if the process ends before."""

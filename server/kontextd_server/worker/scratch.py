@@ -6,18 +6,18 @@ worker that is killed, and the next worker that starts removes what it left.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kontextd_server.files.atomic import PRIVATE, make_folder
 from kontextd_server.files.errors import StoreUnavailable, storage_errors
+from kontextd_server.worker.folder_lock import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -29,16 +29,27 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._emptied: Path | None = None  # of the job before
 
     @contextmanager
     def job(self) -> Iterator[Path]:
-        """An empty folder, removed at the end with all that is in it. Raises `FileStoreError`."""
+        """An empty folder under a name of its own, emptied at the end. One at a time. Raises `FileStoreError`."""
         with storage_errors(self.folder):
-            path = Path(tempfile.mkdtemp(dir=self.folder))
+            path = self._fresh()
         try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            self._emptied = path if _empty(path) else None
+
+    def _fresh(self) -> Path:
+        """The former job's folder under a new name, where there is one: ext4 takes its time to make a folder or a file
+        where others were removed in the last minutes, and the more of them the longer."""
+        path, former, self._emptied = self.folder / secrets.token_hex(8), self._emptied, None
+        if former is not None:
+            with suppress(FileNotFoundError):  # somebody has tidied up
+                return former.rename(path)
+        path.mkdir(mode=PRIVATE)
+        return path
 
 
 @contextmanager
@@ -60,7 +71,7 @@ def _locked(folder: Path) -> int:
     """The lock on a folder, which is made where absent. Another worker's cleaning may take it away in between."""
     for _ in range(_ROUNDS):
         folder.mkdir(mode=PRIVATE, exist_ok=True)
-        descriptor = _try_lock(folder)
+        descriptor = try_lock(folder)
         if descriptor is not None and folder.exists():
             return descriptor
         if descriptor is not None:
@@ -69,23 +80,24 @@ def _locked(folder: Path) -> int:
     raise StoreUnavailable(f"{folder} is held by another process. Give each worker an id of its own.")
 
 
+def _empty(folder: Path) -> bool:
+    """Remove all that is in a folder; where that does not succeed, the folder too, as far as it goes."""
+    try:
+        for left in folder.iterdir():
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
+
+
 def _remove_if_dead(folder: Path) -> None:
-    descriptor = _try_lock(folder)
+    descriptor = try_lock(folder)
     if descriptor is None:
         return
     log.info("removing %s, which a dead worker left", folder)
     shutil.rmtree(folder, ignore_errors=True)
     os.close(descriptor)
-
-
-def _try_lock(folder: Path) -> int | None:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor

@@ -19,7 +19,7 @@ class Stage(StrEnum):
     CLAIM = "claim"
     FETCH = "fetch"
     OPEN = "open"
-    PREPARE = "prepare"  # until the first step is done: encode, merge, compile
+    PREPARE = "prepare"  # until the first step is done: encode, read and merge LoRAs, compile
     STEP = "step"
     DECODE = "decode"  # after the last step of an image; of several, the next one's first step with it
     SAVE = "save"
@@ -54,8 +54,9 @@ class StageWatch:
     def stage(self) -> Stage:
         return self._now[0]
 
-    def enter(self, stage: Stage) -> None:
-        self._now = (stage, self._clock() + self._allowed[stage])
+    def enter(self, stage: Stage, *, more_s: float = 0.0) -> None:
+        """`more_s`: what this piece of work may take beyond the stage's usual time."""
+        self._now = (stage, self._clock() + self._allowed[stage] + more_s)
 
     @property
     def is_overdue(self) -> bool:

@@ -9,20 +9,18 @@ SIGTERM or SIGINT: all children are asked to end, and killed after `stop_s`; at 
 from __future__ import annotations
 
 import logging
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Protocol
 
 from kontextd_server.worker.children import Child, ChildSpec, Ended
 from kontextd_server.worker.notify import ADDRESS_VARIABLE, ALIVE, READY, STOPPING, Notifier
 from kontextd_server.worker.policy import SupervisorPolicy
 from kontextd_server.worker.signals import SignalPipe
+from kontextd_server.worker.socket_folder import SocketFolder
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +71,9 @@ class Supervisor:
         self._companions, self._on_lost_worker = companions, on_lost_worker
         self._policy, self._signals = policy, signals
         self._notifier = Notifier.from_environment(environment)
-        self._folder = Path(tempfile.mkdtemp(prefix="kontextd-"))  # 0700: nobody else can speak for a child
+        self._folder = SocketFolder()
         inherited = {name: value for name, value in environment.items() if name != ADDRESS_VARIABLE}
-        self._children = [Child(spec, self._folder, inherited, policy) for spec in specs]
+        self._children = [Child(spec, self._folder.path, inherited, policy) for spec in specs]
         self.on_ready: Callable[[], object] = lambda: None
         self.on_stopping: Callable[[], object] = lambda: None
         self._is_ready = False
@@ -95,7 +93,7 @@ class Supervisor:
             for thread in threads:
                 thread.join(_COMPANION_END_S)
             self._notifier.close()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
         return code
 
     def _tend(self) -> int:

@@ -17,6 +17,7 @@ import pytest
 from kontextd_server.api import ApiConfig, ApiParts, ApiServer, Drain, Listening, create_app
 from kontextd_server.fetch.errors import AddressDenied
 from kontextd_server.files import FolderStore, GrantSigner, Label
+from kontextd_server.lora_library import LoraLibrary
 from kontextd_server.pictures import encode_png
 from kontextd_server.store import (
     CANCELLED,
@@ -146,6 +147,8 @@ class Box:
             webhook_keys=(WebhookKey.from_file(self.folder / "webhook.pem"),),
             check_webhook=deny_private,
             drain=self.drain,
+            library=LoraLibrary(self.folder / "loras"),
+            lora_roots=("library", "studio"),
         )
         return create_app(self.config, parts, short=short)
 

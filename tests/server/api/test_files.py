@@ -218,6 +218,21 @@ def test_a_full_quota_is_507(idle_box: Box) -> None:
     assert "file store is full" in answer.json()["detail"]
 
 
+def test_of_every_upload_it_is_known_whose_it_is(box: Box) -> None:
+    client, by_nobody = box.client(), box.client("")
+    whole, parts = initiate(box), initiate(box, "initiate-multipart")
+    by_nobody.put(whole["upload_url"], content=b"1")
+    etag = by_nobody.put(f"{parts['upload_url']}/1", content=b"2").headers["etag"]
+    by_nobody.post(f"{parts['upload_url']}/complete", json={"parts": [{"partNumber": 1, "etag": etag}]})
+    at_once = client.post("/files/upload", content=b"3").json()["access_url"]
+    begun = client.post("/files/upload/multipart").json()
+    base = f"{begun['access_url']}/multipart/{begun['uploadId']}"
+    etag = client.put(f"{base}/1", content=b"4").headers["etag"]
+    client.post(f"{base}/complete", json={"parts": [{"partNumber": 1, "etag": etag}]})
+    urls = (whole["file_url"], parts["file_url"], at_once, begun["access_url"])
+    assert [box.files.info(url.rpartition("/")[2]).owner for url in urls] == ["anna"] * 4
+
+
 def test_a_lifetime_is_kept_with_an_upload(box: Box) -> None:
     wish = '{"expiration_duration_seconds": 3600}'
     for header in ("X-Fal-Object-Lifecycle", "X-Fal-Object-Lifecycle-Preference"):

@@ -63,7 +63,12 @@ def test_metrics_tell_what_waits_and_count_what_ended_once(working_box: Box) -> 
 
 
 def test_metrics_count_what_the_engine_did(box: Box) -> None:
-    done = [Work(4, False, False, 1.5), Work(1, True, False, None), Work(1, True, True, 0.5), Work()]
+    done = [
+        Work(4, False, False, 1.5, False, 20.0),
+        Work(1, True, False, None, True, 0.02),
+        Work(1, True, True, 0.5),  # back to the base model
+        Work(),
+    ]
     for work in done:
         box.submit(box.client())
         claimed = box.store.leases.claim("w1")
@@ -77,8 +82,13 @@ def test_metrics_count_what_the_engine_did(box: Box) -> None:
             'kontextd_cache_lookups_total{cache="prompt",result="miss"} 1.0',
             'kontextd_cache_lookups_total{cache="reference",result="hit"} 1.0',
             'kontextd_cache_lookups_total{cache="reference",result="miss"} 2.0',
-            "kontextd_lora_merges_total 2.0",
-            "kontextd_lora_merge_seconds_total 2.0",
+            'kontextd_cache_lookups_total{cache="loras",result="hit"} 1.0',
+            'kontextd_cache_lookups_total{cache="loras",result="miss"} 1.0',
+            "kontextd_lora_load_seconds_sum 20.02",
+            'kontextd_lora_load_seconds_bucket{le="0.05"} 1.0',
+            "kontextd_lora_merge_seconds_count 2.0",
+            "kontextd_lora_merge_seconds_sum 2.0",
+            'kontextd_lora_merge_seconds_bucket{le="0.5"} 1.0',
         ):
             assert line in text, line
 

@@ -1,4 +1,4 @@
-"""The short path of status and result: the same answers, headers and records as by FastAPI's routes, to the byte."""
+"""The short path of submit, run, status and result: answers and records as by FastAPI's routes, to the byte."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Call:
     method: str = "GET"
     key: str = "anna"
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Scene:
     async def _answer(self, client: httpx.AsyncClient, call: Call) -> httpx.Response:
         own = {"Authorization": f"Key {self.keys[call.key]}"} if call.key else {}
         headers = {name: self.named(value) for name, value in {**own, **call.headers}.items()}
-        return await client.request(call.method, self.named(call.path), headers=headers)
+        return await client.request(call.method, self.named(call.path), headers=headers, content=call.body)
 
     def named(self, text: str) -> str:
         """`{waiting}` is the id of the request that waits, `{key}` a key, `{token}` a token."""
@@ -180,6 +181,28 @@ CASES = [
     ),
 ]
 
+SUBMIT, RUN = f"/queue/{ENDPOINT}", f"/{ENDPOINT}"
+GOOD = '{"image_url": "https://studio.example/cat.png", "prompt": "x"}'
+ACCEPTED = [
+    Call(SUBMIT, "POST", body=GOOD),
+    Call(f"{SUBMIT}/", "POST", body=GOOD),
+    Call(SUBMIT, "POST", body=GOOD, headers={"x-fal-queue-priority": "low", "Origin": ORIGIN}),
+    Call(f"/{ENDPOINT}", "POST", body=GOOD, headers={"Host": "queue.fal.run"}),
+    Call(SUBMIT, "POST", key="", body=GOOD, headers={"Authorization": "Bearer {token}"}),
+]
+REFUSED = [
+    Call(f"{path}{query}", method, key, headers, body)
+    for path in (SUBMIT, RUN)
+    for query, method, key, headers, body in (
+        *(("", "POST", "anna", {}, body) for body in ("", "{", "[]", '{"prompt": 1}', GOOD[:-1] + ', "seed": "x"}')),
+        *(("", "POST", key, {}, GOOD) for key in ("", "wrong", "revoked")),
+        ("", "POST", "anna", {"x-fal-queue-priority": "highest"}, GOOD),
+        ("", "POST", "anna", {"Content-Encoding": "gzip"}, GOOD),
+        ("", "GET", "anna", {}, ""),
+        ("", "PUT", "anna", {}, GOOD),
+    )
+] + [Call(f"{SUBMIT}?{query}", "POST", body=GOOD) for query in ("fal_max_queue_length=0", "fal_webhook=nowhere")]
+
 
 def told(scene: Scene, answer: httpx.Response) -> object:
     """All of it, but for an id that was drawn for this answer."""
@@ -198,6 +221,29 @@ def test_each_answer_is_the_same_to_the_byte(scene: Scene) -> None:
     assert {answer.status_code for answer in short} >= {200, 202, 204, 400, 401, 403, 404, 405, 422, 499, 500}
 
 
+def test_submits_and_runs_are_refused_alike(scene: Scene) -> None:
+    routed = scene.answers(scene.box.app(short=False), *REFUSED)
+    short = scene.answers(scene.box.app(), *REFUSED)
+    for call, long_answer, short_answer in zip(REFUSED, routed, short, strict=True):
+        assert told(scene, long_answer) == told(scene, short_answer), call
+    assert {answer.status_code for answer in short} >= {400, 401, 405, 422, 429}
+
+
+def test_submits_are_accepted_alike(scene: Scene) -> None:
+    forms = []
+    for short in (False, True):
+        answers = scene.answers(scene.box.app(short=short), *ACCEPTED)
+        forms.append([(answer.status_code, sorted(answer.headers), answered(answer)) for answer in answers])
+    assert forms[0] == forms[1]
+    assert all(status == 200 for status, *_ in forms[0])
+
+
+def answered(answer: httpx.Response) -> str:
+    """Without the id, and the place in the queue that each submit makes longer."""
+    assert answer.headers["x-fal-request-id"] == answer.json()["request_id"]
+    return re.sub(r'"queue_position":[0-9]+', "(place)", RANDOM_ID.sub("(id)", answer.text))
+
+
 def test_no_router_is_asked_on_the_short_path(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the comparison would compare one form with itself."""
     app, asked = scene.box.app(), []
@@ -209,8 +255,9 @@ def test_no_router_is_asked_on_the_short_path(scene: Scene, monkeypatch: pytest.
 
     monkeypatch.setattr(FastAPI, "__call__", counted)
     ends = ("/status", "/status?logs=1", "")
-    answers = scene.answers(app, *(Call(f"{QUEUE}/{{done}}{end}") for end in ends), Call("/health"))
-    assert [answer.status_code for answer in answers] == [200] * 4
+    calls = [Call(f"{QUEUE}/{{done}}{end}") for end in ends] + [Call(SUBMIT, "POST", body=GOOD), Call(RUN, "POST")]
+    answers = scene.answers(app, *calls, Call("/health"))
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 200, 422, 200]
     assert asked == ["/health"]
 
 

@@ -123,22 +123,10 @@ def test_what_lies_in_the_mirror_must_be_what_it_is_used_as(offline: Bench) -> N
         offline.image("https://a.test/x")
 
 
-def test_a_hub_id_is_a_file_of_the_hub(bench: Bench, origin: Origin, safetensors: bytes) -> None:
-    bench.config = replace(bench.config, hub=origin.url(""))
-    for path in (
-        "/owner/name/resolve/main/pytorch_lora_weights.safetensors",
-        "/o.w/n-1/resolve/main/sub/x.safetensors",
-    ):
-        origin.routes[path] = lambda x: x.answer(safetensors)
-    assert bench.lora("owner/name") == bench.lora("o.w/n-1/sub/x.safetensors") == safetensors
-    with pytest.raises(InvalidReference):
-        bench.image("owner/name")
-
-
 @pytest.mark.parametrize(
     "reference",
-    ["", "photo.png", "/etc/passwd", "../x", "owner/name/../../x", "file:///etc/passwd", "ftp://a.test/x", "C:\\x.png",
-     "blob:http://a.test/1", "owner/na me", "a" * 10_000],
+    ["", "photo.png", "/etc/passwd", "../x", "owner/name/../../x", "studio:ink", "file:///etc/passwd", "ftp://a.test/x",
+     "C:\\x.png", "blob:http://a.test/1", "owner/na me", "a" * 10_000],
 )  # fmt: skip
 def test_what_names_nothing_is_refused(bench: Bench, reference: str) -> None:
     for purpose in (Purpose.IMAGE, Purpose.LORA):

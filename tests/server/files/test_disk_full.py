@@ -71,6 +71,21 @@ def test_a_step_that_finds_no_room_takes_back_those_before(
     assert store.info(before.key) == before
 
 
+def test_a_count_that_finds_no_room_takes_back_what_it_was_to_count(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.pwrite", fail)  # the first number that is written into `usage` needs a block
+        with pytest.raises(StoreFull, match="No space left"):
+            store.put([b"new"], Label())
+    assert [path.name for path in store.root.rglob("*") if path.is_file()] == ["usage"]
+    assert store.usage().used_bytes == 0
+    assert store.put([b"new"], Label()).size_bytes == store.usage().used_bytes == 3
+
+
 def test_a_replaced_file_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "record.json"
     replace_whole(path, b"old")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 import threading
@@ -41,6 +42,24 @@ def test_a_file_reads_back_byte_for_byte_with_what_was_said_of_it(
     assert (stored.file_name, stored.content_type) == ("a b.bin", "text/html; charset=x")
     assert (stored.size_bytes, stored.sha256) == (len(data), hashlib.sha256(data).hexdigest())
     assert (stored.created_at, stored.expires_at) == (clock(), clock() + 60)
+
+
+def test_all_files_are_told_but_those_that_have_expired(store: FolderStore, clock: Callable[[], float]) -> None:
+    assert list(store.all()) == []
+    short, long = store.put([b"x"], Label(lifetime_s=60)), store.put([b"x"], Label(owner="anna"))
+    assert sorted(store.all(), key=lambda file: file.key) == sorted((short, long), key=lambda file: file.key)
+    clock.now += 60
+    (left,) = store.all()
+    assert (left, left.owner) == (long, "anna")
+
+
+def test_a_record_of_a_version_that_knew_no_owners_is_read(store: FolderStore) -> None:
+    stored = store.put([b"x"], PNG)
+    (record,) = store.root.glob("objects/??/*.json")
+    known = json.loads(record.read_text())
+    del known["owner"]
+    record.write_text(json.dumps(known))
+    assert store.info(stored.key) == stored
 
 
 def test_an_empty_file_is_a_file(store: FolderStore) -> None:

@@ -12,7 +12,7 @@ from kontextd_server.files import FOR_EVER, Grant, GrantSigner, Label
 from kontextd_server.files.errors import GrantExpired, InvalidGrant
 
 SECRET, OTHER = b"s" * 32, b"o" * 32
-LABEL = Label("ü\ud800.png", "image/png", 3600.0)
+LABEL = Label("ü\ud800.png", "image/png", 3600.0, "anna")
 GRANT = Grant("a" * 26 + "-x.png", LABEL, 1_700_000_100.0, "u" * 26)
 
 

@@ -57,15 +57,15 @@ def postgres_server() -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_database(postgres_server: str) -> Iterator[Callable[[], str]]:
-    """Makes empty databases, and drops them at the end."""
+def postgres_database(postgres_server: str) -> Iterator[Callable[..., str]]:
+    """Makes empty databases, with what CREATE DATABASE is told beside their names, and drops them at the end."""
     engine = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
     made: list[str] = []
 
-    def make() -> str:
+    def make(options: str = "") -> str:
         made.append(f"kontextd_test_{os.getpid()}_{uuid4().hex[:8]}")
         with engine.connect() as connection:
-            connection.execute(sa.text(f"CREATE DATABASE {made[-1]}"))
+            connection.execute(sa.text(f"CREATE DATABASE {made[-1]} {options}"))
             connection.execute(sa.text(f"ALTER DATABASE {made[-1]} SET synchronous_commit = off"))
         return sa.make_url(postgres_server).set(database=made[-1]).render_as_string(hide_password=False)
 
@@ -77,7 +77,7 @@ def postgres_database(postgres_server: str) -> Iterator[Callable[[], str]]:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(postgres_database: Callable[[], str]) -> str:
+def postgres_url(postgres_database: Callable[..., str]) -> str:
     url = postgres_database()
     migrate(url)
     return url

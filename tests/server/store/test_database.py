@@ -17,10 +17,12 @@ from kontextd_server.store import (
     Store,
     StoreUnavailable,
     Success,
+    migrate,
     open_store,
     sqlite_url,
 )
 from kontextd_server.store.database import Database
+from kontextd_server.store.errors import UnsupportedDatabase
 
 Submit, Take = Callable[..., str], Callable[..., Claim]
 
@@ -60,6 +62,17 @@ def test_a_call_that_the_server_broke_off_says_so(store: Store) -> None:
     assert store.views.jobs() == ()
 
 
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+@pytest.mark.parametrize("opens", [migrate, open_store])
+def test_a_database_of_another_encoding_is_refused_with_the_remedy(
+    postgres_database: Callable[..., str], opens: Callable[[str], object], encoding: str
+) -> None:
+    url = postgres_database(f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    with pytest.raises(UnsupportedDatabase, match=f"{encoding}.*ENCODING 'UTF8' TEMPLATE template0") as caught:
+        opens(url)
+    assert str(sa.make_url(url).database) in str(caught.value)
+
+
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_a_restart_of_the_server_between_calls_goes_unnoticed(
     store: Store, submit: Submit, break_connections_off: Callable[[], None]
@@ -88,8 +101,8 @@ def test_a_transaction_that_fails_changes_nothing(store: Store, submit: Submit) 
 
 def test_polls_claims_and_sweeps_scan_no_table(sqlite_file: Path) -> None:
     store = open_store(sqlite_url(sqlite_file))
-    statements: list[tuple[str, object]] = []
-    sa.event.listen(store.database.engine, "before_cursor_execute", lambda *call: statements.append((call[2], call[3])))
+    statements: list[str] = []  # with their values, as SQLite runs them
+    sa.event.listen(store.database.engine, "checkout", lambda driver, *_: driver.set_trace_callback(statements.append))
     job = NewJob("e", "anna", b"{}", idempotency_key="k", webhook_url="https://studio.example")
     store.jobs.enqueue(job)
     store.views.status(job.request_id)
@@ -110,9 +123,9 @@ def test_polls_claims_and_sweeps_scan_no_table(sqlite_file: Path) -> None:
     reader = sqlite3.connect(sqlite_file)
     plans = {
         (sql, step[3])
-        for sql, parameters in statements
+        for sql in statements
         if sql.split()[0] in ("SELECT", "UPDATE", "DELETE")
-        for step in reader.execute(f"EXPLAIN QUERY PLAN {sql}", parameters)
+        for step in reader.execute(f"EXPLAIN QUERY PLAN {sql}")
     }
     reader.close()
     small = {"workers", "hints", "CONSTANT ROW"}  # a few rows each

@@ -44,6 +44,15 @@ def test_places_do_not_depend_on_who_else_asks(polls: Polls, submit: Submit, wan
     assert {ids.index(request_id): job.queue_position for request_id, job in told.items()} == {n: n for n in wanted}
 
 
+def test_more_than_one_statement_takes_are_told_alike(
+    polls: Polls, submit: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polls_module, "_MOST", 4)
+    ids = [submit() for _ in range(11)]
+    told = polls.statuses(ids)
+    assert [told[request_id].queue_position for request_id in ids] == list(range(11))
+
+
 def test_nobody_and_unknown_ones_are_nothing(polls: Polls) -> None:
     assert polls.statuses([]) == {}
     assert polls.statuses(["unknown", "\0"]) == {}

@@ -114,6 +114,14 @@ def test_an_address_that_is_none_is_refused(said: dict[str, str]) -> None:
         origin_of(scope(said.pop("host", "box"), **said), TRUSTING)
 
 
+@pytest.mark.parametrize("hosts", [("box", "box"), ("box", "evil.example")])
+def test_two_hosts_are_one_too_many(hosts: tuple[str, str]) -> None:
+    said = scope(None) | {"headers": [(b"host", name.encode()) for name in hosts]}
+    for settings in (AddressSettings(), AddressSettings(public_url="https://studio.example"), TRUSTING):
+        with pytest.raises(BadRequest, match=f"Host is there 2 times: {hosts[0]!r}, {hosts[1]!r}"):
+            origin_of(said, settings)
+
+
 def test_without_a_host_the_servers_own_address_is_used() -> None:
     assert str(origin_of(scope(None), AddressSettings())) == "http://192.0.2.1:8000"
 

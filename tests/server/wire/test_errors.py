@@ -59,6 +59,9 @@ EXAMPLES: dict[str, tuple[BaseException, int, str]] = {
     "AspectRatioOutOfRange": (engine.AspectRatioOutOfRange("x"), 422, "image_aspect_ratio_error"),
     "ContentPolicyViolation": (engine.ContentPolicyViolation("x"), 422, "content_policy_violation"),
     "FeatureNotSupported": (engine.FeatureNotSupported("x"), 422, "feature_not_supported"),
+    "LoraError": (engine.LoraError("x", index=1), 422, "value_error"),
+    "LoraFileError": (engine.LoraFileError("x"), 422, "value_error"),
+    "LoraMismatch": (engine.LoraMismatch("x"), 422, "value_error"),
     "KontextdError": (engine.KontextdError("x"), 500, "internal_server_error"),
     "ModelError": (engine.ModelError("x"), 500, "internal_server_error"),
     "EngineError": (engine.EngineError("x"), 500, "internal_server_error"),
@@ -80,6 +83,10 @@ EXAMPLES: dict[str, tuple[BaseException, int, str]] = {
     "InvalidReference": (fetch.InvalidReference("x"), 422, "file_download_error"),
     "InvalidDataUri": (fetch.InvalidDataUri("x"), 422, "file_download_error"),
     "AddressDenied": (fetch.AddressDenied("x", setting="KONTEXTD_X"), 422, "file_download_error"),
+    "UnknownRoot": (fetch.UnknownRoot("x"), 422, "file_download_error"),
+    "NotInRoot": (fetch.NotInRoot("x"), 422, "file_download_error"),
+    "RootUnavailable": (fetch.RootUnavailable("x"), 422, "file_download_error"),
+    "NoHubFile": (fetch.NoHubFile("x"), 422, "file_download_error"),
     "NotMirrored": (fetch.NotMirrored("x"), 422, "file_download_error"),
     "OwnFileGone": (fetch.OwnFileGone("x"), 422, "file_download_error"),
     "DownloadFailed": (fetch.DownloadFailed("x"), 422, "file_download_error"),
@@ -120,6 +127,14 @@ def test_the_engine_and_the_wire_name_fields_each_in_their_way() -> None:
     assert answer(engine.ImageTooLarge("x")).body["detail"][0]["loc"] == ["body", "image_url"]  # type: ignore[index]
     told = answer(engine.InvalidValue("x", field="guidance_scale"))
     assert told.body["detail"][0]["loc"] == ["body", "guidance_scale"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", [engine.LoraError, engine.LoraFileError, engine.LoraMismatch])
+def test_a_lora_is_named_by_its_place_in_the_list_once_that_is_known(kind: type[engine.LoraError]) -> None:
+    (entry,) = answer(kind("x", index=0)).body["detail"]  # type: ignore[misc]
+    assert (entry["loc"], entry["type"]) == (["body", "loras", 0, "path"], "value_error")
+    (entry,) = answer(kind("x")).body["detail"]  # type: ignore[misc]
+    assert entry["loc"] == ["body", "loras"]
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def test_the_defaults_and_values_are_the_engines_too() -> None:
     for name in ("num_inference_steps", "seed", "guidance_scale", "num_images", "enable_safety_checker"):
         assert getattr(wire, name) == getattr(engine, name)
     assert (wire.acceleration, wire.resolution_mode) == (engine.acceleration.value, engine.resolution_mode.value)
-    assert {*schema.AccelerationEnum} == {choice.value for choice in Acceleration}
-    assert {*schema.ResolutionModeEnum} == {choice.value for choice in ResolutionMode}
+    for wires, engines in ((schema.AccelerationEnum, Acceleration), (schema.ResolutionModeEnum, ResolutionMode)):
+        assert [(one.name, one.value) for one in wires] == [(one.name, one.value) for one in engines]
     assert schema.LoraWeight(path="x").scale == LoraWeight(None).scale  # type: ignore[arg-type]
 
 
@@ -183,6 +183,17 @@ def test_long_values_are_not_sent_back() -> None:
 def test_unknown_fields_are_ignored_and_numbers_in_strings_read_as_at_fal() -> None:
     told = parse(FluxKontextLoraInput, {**NEEDED, "num_images": "2", "seed": 7.0, "aspect_ratio": "1:1", "x": None})
     assert (told.num_images, told.seed, told.model_extra) == (2, 7, None)
+
+
+def test_booleans_are_read_as_the_numbers_1_and_0_as_at_fal() -> None:
+    """`scale: wanted && 0.8` is ordinary JavaScript, and a page that does so runs at fal."""
+    loras = [{"path": "x", "scale": False}]
+    sent = {"num_inference_steps": True, "num_images": True, "seed": False, "guidance_scale": False, "loras": loras}
+    told = parse(FluxKontextLoraInput, {**NEEDED, **sent})
+    assert (told.num_inference_steps, told.num_images, told.seed) == (1, 1, 0)
+    assert (told.guidance_scale, told.loras[0].scale) == (0.0, 0.0)
+    (entry,) = entries({**NEEDED, "num_images": False})
+    assert (entry["type"], entry["input"]) == ("greater_than_equal", False)
 
 
 JSON = st.recursive(

@@ -58,6 +58,40 @@ def test_urls_are_rendered_for_the_reader(client: TestClient) -> None:
     assert client.get("http://box:8000/health").json()["bases"]["files"] == "http://box:8000"
 
 
+def test_what_is_remembered_of_one_reader_is_told_to_no_other() -> None:
+    app = Starlette(routes=[Route("/{path:path}", echo)])
+    hosts = VirtualHosts(app, AddressSettings(trusted_proxies=("10.0.0.0/8",)))
+    readers = [
+        (scheme, peer, host, headers)
+        for scheme in ("http", "https")
+        for peer in ("10.1.1.1", "192.0.2.7")
+        for host in ("box:8000", "other", "queue.fal.run")
+        for headers in (
+            {},
+            {"x-forwarded-proto": "https"},
+            {"x-forwarded-host": "studio.example"},
+            {"x-forwarded-port": "8443"},
+            {"x-forwarded-prefix": "/kontext"},
+        )
+    ]
+
+    def told(app: VirtualHosts, scheme: str, peer: str, host: str, headers: dict[str, str]) -> object:
+        client = TestClient(app, base_url=f"{scheme}://{host}", client=(peer, 5555))
+        return client.get(LORA, headers=headers).json()["bases"]
+
+    alone = [told(VirtualHosts(app, hosts.settings), *reader) for reader in readers]
+    assert [told(hosts, *reader) for reader in (*readers, *readers)] == alone * 2
+    assert len({str(bases) for bases in alone}) > 10
+
+
+def test_no_more_readers_are_remembered_than_fit() -> None:
+    hosts = VirtualHosts(Starlette(routes=[Route("/{path:path}", echo)]), AddressSettings())
+    client = TestClient(hosts)
+    for number in range(1100):
+        assert client.get(f"http://box-{number}/health").json()["bases"]["run"] == f"http://box-{number}"
+    assert len(hosts._reached) <= 1000
+
+
 @pytest.mark.parametrize(
     ("url", "host", "status", "error_type"),
     [

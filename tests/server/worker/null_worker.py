@@ -19,6 +19,7 @@ from pathlib import Path
 from kontextd_models import Done, EditRequest, Step
 from kontextd_models.errors import OutOfMemory
 from kontextd_server.fetch import FetchConfig, Fetcher, Web
+from kontextd_server.fetch.roots import LoraRoots
 from kontextd_server.files import FileStore, FolderStore
 from kontextd_server.mirror import Mirror
 from kontextd_server.store import Policy, open_store
@@ -79,8 +80,9 @@ class ScriptedEngine:
 
 
 def fetcher(folder: Path, files: FileStore) -> Fetcher:
-    """The real one, on a box without a network."""
-    return Fetcher(Web(FetchConfig(folder / "cache", offline=True)), files, possible_file_key, Mirror(folder))
+    """The real one, on a box without a network, with the LoRA root studio beside the folder of files."""
+    web, roots = Web(FetchConfig(folder / "cache", offline=True)), LoraRoots({"studio": folder.parent / "studio"})
+    return Fetcher(web, files, possible_file_key, Mirror(folder), roots)
 
 
 def main(settings: dict[str, object]) -> int:

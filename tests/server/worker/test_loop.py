@@ -53,7 +53,7 @@ def test_a_job_becomes_a_result_with_files_and_a_log(
         kept = read(files, image.file_key)
         assert kept.format == "PNG"
         assert kept.tobytes()[3:] == sent.tobytes()[3:]  # the first pixel is the null engine's mark
-        assert files.info(image.file_key).size_bytes == image.file_size
+        assert (files.info(image.file_key).size_bytes, files.info(image.file_key).owner) == (image.file_size, "anna")
     assert [image.file_name for image in output.images] == ["kontext-7.png", "kontext-8.png"]
     assert (output.seed, output.prompt, output.has_nsfw_concepts) == (7, "make it red", (False, False))
     assert output.timings.keys() >= {"inference", "fetch", "save"}
