@@ -2,7 +2,7 @@
 
     python benchmarks/lora_switch.py [--size small|full] [--device cuda] [--ranks 16] [--counts 1 3 10] [--repeats 3]
 
-A randomly initialised transformer (small: 281 M parameters; full: FLUX.1's 11.9 B) in bfloat16, with LoRAs for every
+A randomly initialised transformer (small: 283 M parameters; full: FLUX.1's 11.9 B) in bfloat16, with LoRAs for every
 linear of its blocks. A switch takes one set off and puts another on. Both ways in turn within one run: diffusers'
 `unfuse_lora`, `unload_lora_weights`, `load_lora_weights`, `set_adapters` and `fuse_lora`, and ours. Cold: the files are
 read (they are in the system's cache). Warm: they were read before; for diffusers, their tensors are handed over. On a

@@ -103,6 +103,7 @@ class EngineConfig:
     reference_cache_bytes: int = 256 * 2**20
     lora_cache_bytes: int = 2 * 2**30  # of LoRA files that were read, in host memory
     lora_device_cache_bytes: int = 2 * 2**30  # of these on a GPU too, where so much is to spare
+    lora_merged_cache_bytes: int = 256 * 2**20  # of whole sets of merged weights, where the weights lie
     lora_limits: LoraLimits = field(default_factory=LoraLimits)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
 

@@ -168,6 +168,7 @@ REACHES: dict[str, tuple[str, Reached, object]] = {
     "max_lora_scale": ("2", lambda s: (lora_limits(s).max_scale, api(s).limits.max_lora_scale), (2.0, 2.0)),
     "lora_memory_mib": ("9", lambda s: s.engine_config().lora_cache_bytes, 9 * MIB),
     "lora_device_memory_mib": ("0", lambda s: s.engine_config().lora_device_cache_bytes, 0),
+    "lora_merged_memory_mib": ("0", lambda s: s.engine_config().lora_merged_cache_bytes, 0),
     "lora_roots": (
         "studio=/srv/loras, team=/mnt/x",
         lambda s: s.roots(CACHE),

@@ -30,6 +30,7 @@ from kontextd_models.encode import Pipeline
 from kontextd_models.lora.adapter import Adapter, Delta, LowRank
 from kontextd_models.lora.forms import delta, factors
 from kontextd_models.lora.layout import Component, Parameter
+from kontextd_models.lora.merged_sets import MergedSets
 from kontextd_models.lora.pristine import Place, Pristine, Room, choose, keep_pristine, parameters_of, size_of
 from kontextd_models.records import MemoryMode
 
@@ -84,9 +85,10 @@ class Merger:
         """Every weight is known to be the base's."""
         return not self._merged
 
-    def merge(self, wanted: Sequence[Scaled]) -> MergeReport:
+    def merge(self, wanted: Sequence[Scaled], sets: MergedSets | None = None) -> MergeReport:
         """Make the weights those of the base with all of `wanted`; the same adapter may be there more than once.
 
+        A set that is in `sets` is copied from there, and one that is not is kept there once it is whole.
         After an exception some weights are written and others are not; the next call sets all of them right.
         """
         sums = _by_parameter(wanted)
@@ -97,9 +99,13 @@ class Merger:
         ]
         if stale and self._streams:
             memory.rest(self._pipeline)  # so that what is written is what the next forward pass streams
+        key = content_key(*(f"{adapter.key} {scale!r}" for adapter, scale in _sorted(wanted)))
+        known = sets.get(key) if sets is not None and stale else {}
         with torch.no_grad(), _exact_products():
             for parameter in stale:
-                self._write(parameter, sums.get(parameter, _Sum()))
+                self._write(parameter, sums.get(parameter, _Sum()), known.get(parameter))
+            if sets is not None and stale and sums and not known:
+                sets.keep(key, {parameter: self._parameters[parameter] for parameter in sums})
         return MergeReport(len(stale), sum(parameter not in sums for parameter in stale))
 
     def key(self, *components: Component) -> str:
@@ -107,11 +113,15 @@ class Merger:
         distinct = {summands or () for at, summands in self._merged.items() if at.component in components}
         return content_key(*(repr(summands) for summands in sorted(distinct)))
 
-    def _write(self, parameter: Parameter, wanted: _Sum) -> None:
+    def _write(self, parameter: Parameter, wanted: _Sum, known: Tensor | None) -> None:
+        """`known`: what it was when the same summands were merged before."""
         target, base = self._parameters[parameter], self._pristine.weight(parameter)
         self._merged[parameter] = None
         if wanted.deltas:
-            self._write_sum(target, base, wanted.deltas)
+            if known is None:
+                self._write_sum(target, base, wanted.deltas)
+            else:
+                target.copy_(known)
             self._merged[parameter] = wanted.summands
         else:
             target.copy_(base)
@@ -140,11 +150,15 @@ def open_merger(pipeline: Pipeline, folder: Path, device: torch.device, mode: Me
 
 def _by_parameter(wanted: Sequence[Scaled]) -> dict[Parameter, _Sum]:
     sums: dict[Parameter, _Sum] = {}
-    for adapter, scale in sorted(wanted, key=lambda scaled: (scaled[0].key, scaled[1])):
-        if scale:  # 0 is absence
-            for parameter, deltas in adapter.deltas.items():
-                sums.setdefault(parameter, _Sum()).add(adapter, scale, deltas)
+    for adapter, scale in _sorted(wanted):
+        for parameter, deltas in adapter.deltas.items():
+            sums.setdefault(parameter, _Sum()).add(adapter, scale, deltas)
     return sums
+
+
+def _sorted(wanted: Sequence[Scaled]) -> list[Scaled]:
+    """In the order they are summed in. Scale 0 is absence."""
+    return sorted((scaled for scaled in wanted if scaled[1]), key=lambda scaled: (scaled[0].key, scaled[1]))
 
 
 def _is_plain(one: Delta) -> bool:

@@ -11,6 +11,7 @@ from kontextd_models.loading import LoadedModel
 from kontextd_models.lora.adapter import Adapter
 from kontextd_models.lora.layout import Component, layout_of
 from kontextd_models.lora.library import Library
+from kontextd_models.lora.merged_sets import MergedSets
 from kontextd_models.lora.wording import label, name_of, partly_covered
 from kontextd_models.records import EngineConfig, LoraReport, LoraWeight
 
@@ -31,13 +32,13 @@ class LoraStack:
 
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self._merger = model.merger
+        spare = self._merger.spare_device_bytes
+        on_device = min(config.lora_device_cache_bytes, spare)
         self._library = Library(
-            layout_of(model.pipeline),
-            config.lora_limits,
-            config.lora_cache_bytes,
-            model.device,
-            min(config.lora_device_cache_bytes, model.merger.spare_device_bytes),
+            layout_of(model.pipeline), config.lora_limits, config.lora_cache_bytes, model.device, on_device
         )
+        kept = config.lora_merged_cache_bytes
+        self._sets = MergedSets(min(kept, spare - on_device) if model.device.type == "cuda" else kept)
 
     @property
     def is_base(self) -> bool:
@@ -52,7 +53,8 @@ class LoraStack:
         read = [self._read(index, lora) for index, lora in enumerate(loras)]
         rows = [(lora, adapter, cached) for lora, (adapter, cached) in zip(loras, read, strict=True)]
         placed = self._library.on_device([adapter for _, adapter, _ in rows])
-        done = self._merger.merge([(adapter, lora.scale) for adapter, lora in zip(placed, loras, strict=True)])
+        scaled = [(adapter, lora.scale) for adapter, lora in zip(placed, loras, strict=True)]
+        done = self._merger.merge(scaled, self._sets)
         log.info("%d LoRAs: %d weights written, %d of them the base's again", len(rows), done.written, done.restored)
         return Stacked(
             tuple(_report(*row) for row in rows),
@@ -71,6 +73,7 @@ class LoraStack:
     def release_device(self) -> None:
         """Give back what is on the device only to save time."""
         self._library.release_device()
+        self._sets.clear()
 
     def _read(self, index: int, lora: LoraWeight) -> tuple[Adapter, bool]:
         name = name_of(lora)

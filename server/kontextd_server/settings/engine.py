@@ -38,6 +38,7 @@ class EngineSettings:
     reference_cache_mib: int = setting(256, count, "memory for reference latents, MiB; 0 keeps none")
     lora_memory_mib: int = setting(2048, count, "memory for LoRA files that were read, MiB; 0 keeps none")
     lora_device_memory_mib: int = setting(2048, count, "of these on a GPU too, where so much is to spare, MiB")
+    lora_merged_memory_mib: int = setting(256, count, "sets of merged weights that are kept whole, MiB")
     max_lora_mib: int = setting(4096, positive, "largest LoRA file")
     max_lora_tensors: int = setting(20_000, positive, "tensors in a LoRA file")
     max_lora_rank: int = setting(1024, positive, "rank of a LoRA")
@@ -73,6 +74,7 @@ class EngineSettings:
             reference_cache_bytes=self.reference_cache_mib * MIB,
             lora_cache_bytes=self.lora_memory_mib * MIB,
             lora_device_cache_bytes=self.lora_device_memory_mib * MIB,
+            lora_merged_cache_bytes=self.lora_merged_memory_mib * MIB,
             lora_limits=self.lora_limits(),
             safety=SafetyConfig(
                 checkers=self.safety_checkers,

@@ -31,6 +31,7 @@ from kontextd_models.loading import load_pipeline
 from kontextd_models.lora import merging
 from kontextd_models.lora.adapter import Adapter, Delta, Full, LowRank
 from kontextd_models.lora.layout import Component, Parameter
+from kontextd_models.lora.merged_sets import MergedSets
 from kontextd_models.lora.merging import Merger, MergeReport
 from kontextd_models.lora.pristine import Copies, parameters_of
 from torch import Tensor
@@ -485,3 +486,43 @@ def test_a_plain_low_rank_merge_is_one_product(pipeline: FluxKontextPipeline, mo
     merger_of(pipeline).merge(wanted)
     assert ranks == [8]
     assert isinstance(wanted[0][0].deltas[at][0].form, LowRank)
+
+
+def test_a_set_that_is_kept_comes_back_to_the_bit_without_any_product(
+    pipeline: FluxKontextPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merger, sets, base = merger_of(pipeline), MergedSets(2**30), digest(pipeline)
+    one, other = ([(style(pipeline, seed, kind), 0.7)] for seed, kind in enumerate(("low-rank DoRA", "low-rank")))
+    merger.merge(one, sets)
+    first = digest(pipeline)
+    merger.merge(other, sets)
+    monkeypatch.setattr(Merger, "_write_sum", lambda *_: pytest.fail("it was merged anew"))
+    assert written(pipeline, lambda: merger.merge(one, sets)) == one[0][0].deltas.keys()
+    assert digest(pipeline) == first
+    merger.merge([], sets)
+    assert digest(pipeline) == base
+
+
+@pytest.mark.parametrize("budget", [100, 2**30])
+def test_a_set_over_the_budget_and_one_of_another_scale_are_merged_anew(
+    pipeline: FluxKontextPipeline, budget: int
+) -> None:
+    merger, sets, one = merger_of(pipeline), MergedSets(budget), style(pipeline, 1, "low-rank")
+    merger.merge([(one, 0.3)])
+    wanted = digest(pipeline)
+    for scale in (0.7, 0.3, 0.7):
+        merger.merge([(one, scale)], sets)
+        assert (digest(pipeline) == wanted) == (scale == 0.3)
+
+
+def test_a_merge_that_was_broken_off_is_not_kept(pipeline: FluxKontextPipeline, breaker: Breaker) -> None:
+    merger, sets, wanted = merger_of(pipeline), MergedSets(2**30), [(style(pipeline, 1, "low-rank"), 0.7)]
+    breaker.arm(BrokenOff(), at=6)
+    with pytest.raises(BrokenOff):
+        merger.merge(wanted, sets)
+    merger.merge([])
+    merger.merge(wanted, sets)
+    merged = digest(pipeline)
+    merger.merge([])
+    merger.merge(wanted)
+    assert digest(pipeline) == merged
