@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from kontextd_server.files.atomic import PRIVATE, make_folder
@@ -29,27 +29,16 @@ class Scratch:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._emptied: Path | None = None  # of the job before
 
     @contextmanager
     def job(self) -> Iterator[Path]:
-        """An empty folder under a name of its own, emptied at the end. One at a time. Raises `FileStoreError`."""
+        """An empty folder, removed at the end with all that is in it. Raises `FileStoreError`."""
         with storage_errors(self.folder):
-            path = self._fresh()
+            path = Path(tempfile.mkdtemp(dir=self.folder))
         try:
             yield path
         finally:
-            self._emptied = path if _empty(path) else None
-
-    def _fresh(self) -> Path:
-        """The former job's folder under a new name, where there is one: ext4 takes its time to make a folder or a file
-        where others were removed in the last minutes, and the more of them the longer."""
-        path, former, self._emptied = self.folder / secrets.token_hex(8), self._emptied, None
-        if former is not None:
-            with suppress(FileNotFoundError):  # somebody has tidied up
-                return former.rename(path)
-        path.mkdir(mode=PRIVATE)
-        return path
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -78,20 +67,6 @@ def _locked(folder: Path) -> int:
             os.close(descriptor)
         time.sleep(_PAUSE_S)
     raise StoreUnavailable(f"{folder} is held by another process. Give each worker an id of its own.")
-
-
-def _empty(folder: Path) -> bool:
-    """Remove all that is in a folder; where that does not succeed, the folder too, as far as it goes."""
-    try:
-        for left in folder.iterdir():
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
-        return False
-    return True
 
 
 def _remove_if_dead(folder: Path) -> None:

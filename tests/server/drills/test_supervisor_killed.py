@@ -91,5 +91,4 @@ def killed_at_once(run: Running) -> None:
 
 
 def scratch_of(box: Box) -> list[Path]:
-    """Inputs; a worker keeps an empty folder for the next."""
-    return list((box.data / "scratch").glob("*/*/*"))
+    return list((box.data / "scratch").glob("*/*"))

@@ -12,35 +12,14 @@ from kontextd_server.files.errors import StoreUnavailable
 from kontextd_server.worker.scratch import scratch
 
 
-def test_each_job_has_an_empty_folder_of_its_own_of_which_nothing_is_left(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    kept = tmp_path / "elsewhere/kept"
-    kept.write_bytes(b"x")
-    folders = set()
+def test_a_job_has_an_empty_folder_that_goes_with_all_that_is_in_it(tmp_path: Path) -> None:
     with scratch(tmp_path / "scratch", "w1") as own:
-        for _ in range(3):
-            with own.job() as folder:
-                assert list(folder.iterdir()) == []
-                (folder / "deep").mkdir()
-                (folder / "deep/image").write_bytes(b"x")
-                (folder / "link").symlink_to(kept)
-                (folder / "linked").hardlink_to(kept)
-            assert list(own.folder.glob("*/*")) == []
-            folders.add(folder)
-        assert len(folders) == 3
+        with own.job() as folder:
+            assert list(folder.iterdir()) == []
+            (folder / "deep").mkdir()
+            (folder / "deep/image").write_bytes(b"x")
+        assert not folder.exists()
     assert list((tmp_path / "scratch").iterdir()) == []
-    assert kept.read_bytes() == b"x"
-
-
-def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
-    with scratch(tmp_path / "scratch", "w1") as own:
-        with own.job() as first:
-            first.rmdir()
-        with own.job() as second:
-            second.rmdir()
-            second.write_bytes(b"no folder at all")
-        with own.job() as third:
-            assert third.is_dir()
 
 
 def test_what_a_killed_worker_left_goes_when_the_next_one_starts_and_not_before(
