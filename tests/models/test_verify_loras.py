@@ -27,7 +27,7 @@ def test_a_sound_engine_merges_as_peft_does_and_gives_the_base_back(engine: Engi
 
 
 def test_a_scale_that_is_a_tenth_off_is_found(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    def louder(self: Merger, wanted: Sequence[Scaled], *, exact=Merger.merge) -> MergeReport:  # type: ignore[no-untyped-def]  # bound early
+    def louder(self: Merger, wanted: Sequence[Scaled], *_: object, exact=Merger.merge) -> MergeReport:  # type: ignore[no-untyped-def]  # bound early
         return exact(self, [(adapter, 1.1 * scale) for adapter, scale in wanted])
 
     monkeypatch.setattr(Merger, "merge", louder)
@@ -37,7 +37,7 @@ def test_a_scale_that_is_a_tenth_off_is_found(engine: Engine, monkeypatch: pytes
 def test_an_engine_that_takes_loras_off_by_subtracting_them_is_found(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def leave_a_trace(self: Merger, wanted: Sequence[Scaled], *, exact=Merger.merge) -> MergeReport:  # type: ignore[no-untyped-def]  # bound early
+    def leave_a_trace(self: Merger, wanted: Sequence[Scaled], *_: object, exact=Merger.merge) -> MergeReport:  # type: ignore[no-untyped-def]  # bound early
         report = exact(self, wanted)
         if not wanted:
             weight = engine.model.pipeline.transformer.proj_out.weight
@@ -51,7 +51,7 @@ def test_an_engine_that_takes_loras_off_by_subtracting_them_is_found(
 
 
 def test_an_engine_on_which_loras_do_nothing_is_found(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Merger, "merge", lambda self, wanted: MergeReport(0, 0))
+    monkeypatch.setattr(Merger, "merge", lambda *_: MergeReport(0, 0))
     assert check_lora_merge(engine).passed is False
     restored = check_lora_restored(engine)
     assert restored.passed is False

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from kontextd_models import load_engine
 from kontextd_models.checks import Check
+from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.fingerprint import fingerprint
 from kontextd_models.probe import versions
 from kontextd_server.cli import main
@@ -203,8 +204,8 @@ def test_a_traceback_is_shown_only_where_it_is_asked_for(
 
 
 def test_ctrl_c_ends_with_130_and_leaves_no_file(picture: Path) -> None:
-    with Image.open(picture) as small:  # so large that a busy machine does not make all images before the signal
-        small.resize((320, 320)).save(picture)
+    with Image.open(picture) as small:  # so large that not all images are made before the signal comes
+        small.resize((256, 256)).save(picture)
     command = [
         sys.executable,
         "-m",
@@ -216,6 +217,8 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(picture: Path) -> None:
         "50",
         "--num-images",
         "4",
+        "--model",
+        str(embedded_model_dir()),
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
