@@ -220,7 +220,13 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(picture: Path) -> None:
         "--model",
         str(embedded_model_dir()),
     ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     assert process.stderr is not None
     while "step" not in process.stderr.readline():  # the first fifth of the steps is done
         assert process.poll() is None
