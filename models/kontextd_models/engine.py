@@ -15,6 +15,7 @@ import gc
 import logging
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -25,8 +26,9 @@ from PIL import Image
 from torch import Tensor
 
 from kontextd_models import memory
+from kontextd_models.acceleration.preset import StepKind
 from kontextd_models.cache import ByteLRU, content_key
-from kontextd_models.denoise import Denoised, decode, denoise, draw_noise
+from kontextd_models.denoise import Denoised, Trajectory, decode, draw_noise
 from kontextd_models.encode import (
     EncodedPrompt,
     EncodedReference,
@@ -40,7 +42,7 @@ from kontextd_models.loading import LoadedModel, load_model, pick_device
 from kontextd_models.lora.stack import LoraStack, Stacked
 from kontextd_models.out_of_memory import is_out_of_memory
 from kontextd_models.preview import Projection, estimate, fit_projection
-from kontextd_models.records import Done, EditRequest, EngineConfig, Step
+from kontextd_models.records import Done, EditRequest, EngineConfig, PresetUse, Step
 from kontextd_models.request import Edit, check
 from kontextd_models.safety import PreviewScreen, SafetyGate
 from kontextd_models.timing import Pace, StageClock
@@ -58,6 +60,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel, config: EngineConfig, gate: SafetyGate | None = None) -> None:
         self.model = model
+        self.presets = model.presets  # another table may be put here between two edits
         self.prompts = ByteLRU[EncodedPrompt](config.prompt_cache_bytes)
         self.references = ByteLRU[EncodedReference](config.reference_cache_bytes)
         self._stack, self._lora_limits = LoraStack(model, config), config.lora_limits
@@ -109,11 +112,13 @@ class Engine:
             reference, reference_hit = self._encoded_reference(edit)
         if edit.preview_interval:
             self._fit_projection()
-        images = []
+        images, kinds = [], Counter[StepKind]()
         with closing(self._gate.preview_screen(asked=edit.safety_asked)) as screen:
+            with clock.stage("denoise"):
+                trajectory = self._trajectory(edit, prompt, reference)
             for index in range(len(edit.seeds)):
                 with clock.stage("denoise"):
-                    latents = yield from self._denoise(edit, index, prompt, reference, screen, clock)
+                    latents = yield from self._denoise(edit, index, trajectory, screen, clock, kinds)
                 with clock.stage("decode"):
                     images.append(decode(self.model.pipeline, latents, edit.size.width, edit.size.height))
         with clock.stage("safety"):
@@ -122,7 +127,8 @@ class Engine:
         if edit.loras:
             hits["loras"] = stacked.is_hit
         warnings = _warnings(edit, prompt, self._gate, stacked)
-        return Done(checked, edit.seeds, flags, clock.seconds(), hits, edit.size, stacked.reports, warnings)
+        preset = PresetUse(edit.acceleration, kinds[StepKind.FULL], kinds[StepKind.CACHED], kinds[StepKind.SKIPPED])
+        return Done(checked, edit.seeds, flags, clock.seconds(), hits, edit.size, preset, stacked.reports, warnings)
 
     def _stacked(self, edit: Edit, clock: StageClock) -> Stacked:
         """The weights with the LoRAs of this edit; without any, the base's."""
@@ -131,22 +137,27 @@ class Engine:
         with clock.stage("merge"):
             return self._stack.merge(edit.loras)
 
+    def _trajectory(self, edit: Edit, prompt: EncodedPrompt, reference: EncodedReference) -> Trajectory:
+        size, preset = (edit.size.width, edit.size.height), self.presets.rows[edit.acceleration]
+        return Trajectory.of(self.model, prompt, reference, size, edit.steps, edit.guidance_scale, preset)
+
     def _denoise(
         self,
         edit: Edit,
         image_index: int,
-        prompt: EncodedPrompt,
-        reference: EncodedReference,
+        trajectory: Trajectory,
         screen: PreviewScreen,
         clock: StageClock,
+        kinds: Counter[StepKind],
     ) -> Generator[Step, None, Tensor]:
-        """Yield the steps of one image and return its packed latents [1, N, C]."""
+        """Yield the steps of one image, count their kinds, and return its packed latents [1, N, C]."""
         pipeline, size, device = self.model.pipeline, edit.size, self.model.device
-        noise = draw_noise(pipeline, edit.seeds[image_index], size.width, size.height, prompt.sequence.dtype, device)
-        latents, pace = noise.latents, Pace(device)
+        latents = draw_noise(pipeline, edit.seeds[image_index], size.width, size.height, self.model.dtype, device)
+        pace = Pace(device)
         before, total = image_index * edit.steps, len(edit.seeds) * edit.steps
-        for index, state in enumerate(denoise(pipeline, noise, prompt, reference, edit.steps, edit.guidance_scale), 1):
+        for index, state in enumerate(trajectory.run(latents), 1):
             latents = state.latents
+            kinds[state.kind] += 1
             pace.step()
             if edit.preview_interval and index % edit.preview_interval == 0:
                 screen.submit(image_index, self._preview(state, edit))

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransf
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from kontextd_models import memory
+from kontextd_models.acceleration.table import PresetTable, presets_of
 from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.encode import Pipeline
 from kontextd_models.errors import InvalidValue
@@ -52,6 +53,7 @@ class LoadedModel:
     folder: Path
     card: ModelCard
     limits: ModelLimits  # the card's, under the operator's ceiling
+    presets: PresetTable
     device: torch.device
     dtype: torch.dtype
     memory_mode: MemoryMode
@@ -69,7 +71,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     Raises `ModelError` naming the file at fault, and `InvalidValue` for a device, dtype or area that cannot be.
     """
     folder = check_folder(config.model or embedded_model_dir())
-    limits = _limits(folder.card.limits, config.max_area)
+    limits, presets = _limits(folder.card.limits, config.max_area), presets_of(folder.path, config.presets)
     device = pick_device(config.device)
     if device.type == "cpu" and config.device == "auto" and not folder.card.demonstration:
         log.warning("torch sees no GPU: %s will run on the CPU, which is slow. Try `kontextd doctor`.", folder.path)
@@ -82,7 +84,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     log.log(level, "%s on %s in %s: memory mode %s, %s", folder.card.name, device, dtype, mode.value, reason)
     pipeline = load_pipeline(folder.path, dtype)
     memory.place(pipeline, mode, device)
-    return LoadedModel(pipeline, folder.path, folder.card, limits, device, dtype, mode, reason)
+    return LoadedModel(pipeline, folder.path, folder.card, limits, presets, device, dtype, mode, reason)
 
 
 def load_pipeline(path: Path, dtype: torch.dtype) -> Pipeline:

@@ -99,6 +99,7 @@ class EngineConfig:
     dtype: str = "auto"  # "auto" (bfloat16 on CUDA, float32 on the CPU), "bfloat16", "float32"
     memory_mode: MemoryMode = MemoryMode.AUTO
     max_area: int | None = None  # pixels; None: the model's own ceiling
+    presets: Path | None = None  # a table of presets; None: the model's own, or the one for FLUX.1 Kontext
     prompt_cache_bytes: int = 256 * 2**20
     reference_cache_bytes: int = 256 * 2**20
     lora_cache_bytes: int = 2 * 2**30  # of LoRA files that were read, in host memory
@@ -155,6 +156,16 @@ class LoraReport:
 
 
 @dataclass(frozen=True)
+class PresetUse:
+    """How the steps of all images were carried out: in full, with the reference kept, or skipped and forecast."""
+
+    name: Acceleration = Acceleration.NONE
+    full: int = 0
+    cached: int = 0
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
 class Done:
     """The result. `timings`: seconds by stage, encode_prompt, encode_image, merge, denoise, decode, safety, total."""
 
@@ -164,5 +175,6 @@ class Done:
     timings: Mapping[str, float]
     cache_hits: Mapping[str, bool]  # "prompt", "reference"; "loras": the same set was merged already
     size: SizePlan
+    preset: PresetUse
     loras: tuple[LoraReport, ...] = ()
     warnings: tuple[str, ...] = ()  # e.g. a prompt cut at the encoder's limit

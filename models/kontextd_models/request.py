@@ -10,7 +10,7 @@ from typing import TypeGuard, TypeVar
 
 from PIL import Image
 
-from kontextd_models.errors import FeatureNotSupported, InvalidValue, LoraError, LoraFileError
+from kontextd_models.errors import InvalidValue, LoraError, LoraFileError
 from kontextd_models.intake import Intake, IntakeLimits, prepare
 from kontextd_models.limits import ModelLimits
 from kontextd_models.lora.wording import label
@@ -21,7 +21,6 @@ MAX_STEPS = 50
 MAX_GUIDANCE = 20.0
 MAX_IMAGES = 4
 SEED_RANGE = 2**53  # a JavaScript client rounds larger numbers
-PRESETS = (Acceleration.NONE,)  # those that this version has
 _LORA_LIMITS = LoraLimits()
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -39,6 +38,7 @@ class Edit:
     seeds: tuple[int, ...]
     safety_asked: bool
     preview_interval: int
+    acceleration: Acceleration = Acceleration.NONE
     loras: tuple[LoraWeight, ...] = ()
 
 
@@ -54,7 +54,7 @@ def check(request: EditRequest, limits: ModelLimits, lora_limits: LoraLimits = _
     _check_whole("preview_interval", request.preview_interval, 0, None)
     _check_guidance(request.guidance_scale)
     _check_prompt(request.prompt)
-    _check_preset(request.acceleration)
+    acceleration = _choice("acceleration", request.acceleration, Acceleration)
     loras = _checked_loras(request.loras, lora_limits.max_scale)
     mode = _choice("resolution_mode", request.resolution_mode, ResolutionMode)
     picture = _picture(request.image, limits)
@@ -67,6 +67,7 @@ def check(request: EditRequest, limits: ModelLimits, lora_limits: LoraLimits = _
         seeds=seeds(request.seed, request.num_images),
         safety_asked=request.enable_safety_checker,
         preview_interval=request.preview_interval,
+        acceleration=acceleration,
         loras=loras,
     )
 
@@ -97,15 +98,6 @@ def _check_prompt(value: object) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise InvalidValue(f"prompt is not Unicode text: {error.reason} at {error.start}.", field="prompt") from error
-
-
-def _check_preset(value: object) -> None:
-    preset = _choice("acceleration", value, Acceleration)
-    if preset not in PRESETS:
-        exist = ", ".join(known.value for known in PRESETS)
-        raise FeatureNotSupported(
-            f"acceleration is {preset.value!r}; this version has the presets: {exist}.", field="acceleration"
-        )
 
 
 def _checked_loras(loras: Sequence[LoraWeight], max_scale: float) -> tuple[LoraWeight, ...]:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from kontextd_models import Done, EngineConfig, MemoryMode, SafetyConfig, load_engine, memory
+from kontextd_models.acceleration.preset import Preset
 from kontextd_models.checks import Check
-from kontextd_models.denoise import decode, denoise, draw_noise
+from kontextd_models.denoise import Trajectory, decode, draw_noise
 from kontextd_models.description import describe
 from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.encode import encode_prompt, encode_reference, max_prompt_tokens
@@ -239,8 +240,9 @@ def _our_latents(model: LoadedModel, edit: StockEdit) -> torch.Tensor:
     with torch.no_grad():
         prompt = encode_prompt(pipeline, edit.prompt, max_prompt_tokens(pipeline), device)
         reference = encode_reference(pipeline, edit.reference, model.dtype, device)
-        noise = draw_noise(pipeline, edit.seed, edit.width, edit.height, prompt.sequence.dtype, device)
-        *_, last = denoise(pipeline, noise, prompt, reference, edit.steps, edit.guidance_scale)
+        noise = draw_noise(pipeline, edit.seed, edit.width, edit.height, model.dtype, device)
+        size = (edit.width, edit.height)
+        *_, last = Trajectory.of(model, prompt, reference, size, edit.steps, edit.guidance_scale, Preset()).run(noise)
     return last.latents
 
 

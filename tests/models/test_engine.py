@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kontextd_models import (
-    Acceleration,
     Done,
     EditRequest,
     EngineConfig,
@@ -24,7 +23,6 @@ from kontextd_models.engine import Engine
 from kontextd_models.errors import (
     AspectRatioOutOfRange,
     ContentPolicyViolation,
-    FeatureNotSupported,
     ImageTooSmall,
     InvalidValue,
 )
@@ -280,15 +278,6 @@ def test_the_ends_of_the_guidance_range_are_allowed(
     tiny_engine: Engine, tiny_request: EditRequest, value: float
 ) -> None:
     assert run(tiny_engine, replace(tiny_request, guidance_scale=value)).images
-
-
-@pytest.mark.parametrize("preset", [Acceleration.REGULAR, Acceleration.HIGH])
-def test_a_preset_this_version_lacks_is_refused_with_those_it_has(
-    tiny_engine: Engine, tiny_request: EditRequest, preset: Acceleration
-) -> None:
-    with pytest.raises(FeatureNotSupported, match="none") as caught:
-        tiny_engine.edit(replace(tiny_request, acceleration=preset))
-    assert caught.value.field == "acceleration"
 
 
 def test_a_picture_beyond_the_limits_is_refused(tiny_engine: Engine, tiny_request: EditRequest, photo: Photo) -> None:

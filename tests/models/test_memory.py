@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from hypothesis import given
 from hypothesis import strategies as st
-from kontextd_models import Done, EditRequest, EngineConfig, MemoryMode, load_engine, memory
+from kontextd_models import Acceleration, Done, EditRequest, EngineConfig, MemoryMode, load_engine, memory
+from kontextd_models.acceleration.preset import Preset
+from kontextd_models.acceleration.table import PresetTable, presets_of
 from kontextd_models.engine import Engine
 from kontextd_models.folder import ModelCard, ModelFolder, check_folder
 from kontextd_models.loading import LoadedModel, load_pipeline
@@ -168,12 +171,14 @@ def placed(folder: Path, mode: MemoryMode) -> Engine:
     card = check_folder(folder).card
     pipeline = load_pipeline(folder, torch.float32)
     memory.place(pipeline, mode, CPU)
-    model = LoadedModel(pipeline, folder, card, card.limits, CPU, torch.float32, mode, "placed by a test")
+    table = presets_of(folder)
+    model = LoadedModel(pipeline, folder, card, card.limits, table, CPU, torch.float32, mode, "placed by a test")
     return Engine(model, EngineConfig(model=folder, prompt_cache_bytes=0, reference_cache_bytes=0))
 
 
-def edited(engine: Engine, image: Image.Image) -> np.ndarray:
-    *_, done = engine.edit(EditRequest(image, "make it red", 3, 5, enable_safety_checker=False))
+def edited(engine: Engine, image: Image.Image, preset: Acceleration = Acceleration.NONE) -> np.ndarray:
+    request = EditRequest(image, "make it red", 6, 5, enable_safety_checker=False, acceleration=preset)
+    *_, done = engine.edit(request)
     assert isinstance(done, Done)
     return np.asarray(done.images[0])
 
@@ -193,6 +198,24 @@ def test_a_streamed_model_gives_the_same_bits_edit_after_edit(
     assert streamed == (encoders if mode is MemoryMode.ENCODERS_OFF else encoders | {"transformer"})
     for _ in range(2):
         assert np.array_equal(edited(engine, photo(64, 64)), expected)
+
+
+@pytest.mark.parametrize("mode", [MemoryMode.GROUP_OFFLOAD, MemoryMode.SEQUENTIAL])
+def test_a_streamed_transformer_keeps_no_reference_and_skips_the_same_steps(
+    tiny_folder: Path, photo: Photo, mode: MemoryMode
+) -> None:
+    reusing = Preset(computed=0.7, prefix=2, reuse_reference=True)
+    streamed, resident = placed(tiny_folder, mode), placed(tiny_folder, MemoryMode.RESIDENT)
+    streamed.presets = _with_regular(streamed.presets, reusing)
+    resident.presets = _with_regular(resident.presets, replace(reusing, reuse_reference=False))
+    for engine in (streamed, resident, streamed):
+        assert np.array_equal(
+            edited(engine, photo(64, 64), Acceleration.REGULAR), edited(resident, photo(64, 64), Acceleration.REGULAR)
+        )
+
+
+def _with_regular(table: PresetTable, row: Preset) -> PresetTable:
+    return replace(table, rows={**table.rows, Acceleration.REGULAR: row})
 
 
 @pytest.mark.parametrize("mode", OFFLOADING)

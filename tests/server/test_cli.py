@@ -139,7 +139,6 @@ def test_an_edit_that_is_refused_leaves_no_folder_for_previews(picture: Path, op
         (["{photo}", "x", "--guidance", "nan"], "--guidance is nan; it must be a number"),
         (["{photo}", "x", "--num-images", "5"], "--num-images is 5; it must be a whole number from 1 to 4."),
         (["{photo}", "x", "--num-images", "0"], "--num-images is 0;"),
-        (["{photo}", "x", "--acceleration", "high"], "--acceleration is 'high'; this version has the presets: none."),
         (["{photo}", "x", "--lora", "{photo}:0.5"], "photo.png"),
         (["{photo}", "x", "--lora", "nowhere.safetensors"], "there is no such file; give PATH or PATH:SCALE."),
         (["{photo}", "x", "--device", "tpu"], "device is 'tpu'; it must be auto, cpu"),

@@ -236,6 +236,7 @@ _TROUBLE = (
     *(sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError),
     *(sqlite3.OperationalError, psycopg.OperationalError, psycopg.InterfaceError),
 )
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextmanager
@@ -245,3 +246,11 @@ def _translated_errors() -> Iterator[None]:
     except _TROUBLE as error:
         cause = getattr(error, "orig", None) or error
         raise StoreUnavailable(f"the job store does not answer: {cause}") from error
+    except (sa.exc.DatabaseError, sqlite3.DatabaseError) as error:
+        cause = getattr(error, "orig", None) or error
+        if getattr(cause, "sqlite_errorcode", None) not in _DAMAGE:
+            raise
+        raise StoreUnavailable(
+            f"the file of the job store is damaged ({cause}). Stop kontextd and put a backup in its place: "
+            "docs/operations.md, Backups."
+        ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kontextd_models import Done, EditRequest, EngineConfig, Step, load_engine
+from kontextd_models.acceleration.table import row_as_json
 from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.fingerprint import native_size, photo_at
 from kontextd_models.intake import IntakeLimits
@@ -55,10 +56,11 @@ def load_kontext(config: EngineConfig, sums: Path | None = None) -> LoadedEngine
     hashing = _Hashing(config.model or embedded_model_dir(), sums)
     engine = load_engine(config)
     device_class = _device_class(engine)
+    presets = {name.value: row_as_json(row) for name, row in engine.presets.rows.items()}
     return LoadedEngine(
         engine=engine,
         device=device_class,
-        version=model_version(hashing.result(), device_class),
+        version=model_version(hashing.result(), device_class, presets),
         warm_up=_short_edit(engine),
         intake=IntakeLimits.for_model(engine.model.limits),
     )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from kontextd_models import Done, EditRequest, Step
+from kontextd_models import Done, EditRequest, PresetUse, Step
 from kontextd_models.intake import prepare
 from kontextd_models.request import seeds
 from kontextd_models.resolution import SizePlan
@@ -46,6 +46,7 @@ class NullEngine:
             timings={"denoise": total_s, "total": total_s},
             cache_hits={"prompt": False, "reference": False},
             size=SizePlan(*image.size, *image.size, asked=image.size),
+            preset=PresetUse(request.acceleration, full=steps * images),
         )
 
 

@@ -98,11 +98,11 @@ def _output(edited: Edited, images: tuple[StoredImage, ...], save_s: float, vers
 
 
 def _report(edited: Edited, version: str) -> KontextdReport:
-    done, wanted = edited.done, edited.wanted
+    done = edited.done
     return KontextdReport(
         loras=list(edited.loras),
         preset=PresetReport(
-            name=wanted.acceleration.value, full=wanted.num_inference_steps * wanted.num_images, cached=0, skipped=0
+            name=done.preset.name.value, full=done.preset.full, cached=done.preset.cached, skipped=done.preset.skipped
         ),
         cache_hits=dict(done.cache_hits),
         seeds=list(done.seeds),

@@ -1,7 +1,7 @@
 """The version of what a worker runs: same seed, prompt and version, same picture. Knows files; knows no torch.
 
-It is a hash of the weights, of the engine's code (preset rows are code), of the libraries that decide its numbers, and
-of the kind of device. Sums of weight files are kept beside the data by size and time of change: hashing 34 GB takes
+It is a hash of the weights, of the engine's code, of the rows of its presets, of the libraries that decide its numbers,
+and of the kind of device. Sums of weight files are kept beside the data by size and time of change: hashing 34 GB takes
 half a minute at best, and is done while the model loads.
 """
 
@@ -26,10 +26,10 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 _DIGITS = 16  # of the hash: enough to tell versions apart, short enough to be read out
 
 
-def model_version(weights: str, device_class: str) -> str:
-    """`weights` is `weights_hash`; `device_class` says what computes, and in which numbers."""
+def model_version(weights: str, device_class: str, presets: Mapping[str, object]) -> str:
+    """`weights` is `weights_hash`; `device_class` says what computes, and in which numbers; `presets` are the rows."""
     libraries = [f"{name} {version}" for name, version in versions().items() if name in _LIBRARIES]
-    told = "\n".join((weights, _code_hash(), *libraries, device_class))
+    told = "\n".join((weights, _code_hash(), *libraries, device_class, json.dumps(presets, sort_keys=True)))
     return hashlib.sha256(told.encode()).hexdigest()[:_DIGITS]
 
 

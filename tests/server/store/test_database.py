@@ -39,6 +39,21 @@ def test_a_file_that_another_program_keeps_locked_is_unavailable(sqlite_file: Pa
     store.close()
 
 
+@pytest.mark.parametrize("damage", ["all pages but the first", "the header"])
+def test_a_damaged_file_is_told_with_the_remedy(sqlite_file: Path, damage: str) -> None:
+    store = open_store(sqlite_url(sqlite_file))
+    for _ in range(200):
+        store.jobs.enqueue(NewJob("e", "anna", bytes(2000)))
+    store.close()
+    whole = sqlite_file.read_bytes()
+    broken = b"x" * 100 + whole[100:] if damage == "the header" else whole[:4096] + b"\xff" * (len(whole) - 4096)
+    sqlite_file.write_bytes(broken)
+    database = Database(sqlite_url(sqlite_file))
+    with pytest.raises(StoreUnavailable, match=r"damaged.*put a backup in its place"), database.read() as connection:
+        connection.execute(sa.text("SELECT count(*) FROM jobs")).scalar_one()
+    database.close()
+
+
 def test_a_full_disk_leaves_a_job_as_it_was(sqlite_file: Path) -> None:
     store = open_store(sqlite_url(sqlite_file))
     job = NewJob("e", "anna", b"{}", webhook_url="https://studio.example")

@@ -17,13 +17,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_other_weights_or_another_device_are_another_version(folder: Path) -> None:
+def test_other_weights_another_device_or_other_presets_are_another_version(folder: Path) -> None:
     first = weights_hash(folder)
     assert weights_hash(folder) == first
     (folder / "vae/weights.safetensors").write_bytes(b"others!")
     second = weights_hash(folder)
-    versions = {model_version(weights, device) for weights in (first, second) for device in ("cpu", "H100")}
-    assert len(versions) == 4
+    tables = ({}, {"high": {"computed": 0.5}})
+    versions = {
+        model_version(weights, device, presets)
+        for weights in (first, second)
+        for device in ("cpu", "H100")
+        for presets in tables
+    }
+    assert len(versions) == 8
 
 
 def test_a_model_has_the_same_hash_wherever_it_lies(folder: Path) -> None:

@@ -1,0 +1,148 @@
+"""The forward passes of one request. Knows the transformer and what a request's steps share; knows no presets.
+
+What does not change from step to step is made once: the text's embedding and the rotary positions, and where it is
+asked for the modulation. Full passes with modulation in the loop are to the bit those of diffusers 0.42.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kontextd_models.encode import EncodedPrompt, EncodedReference
+from kontextd_models.transformer.attention import KeyValue, Rotary
+from kontextd_models.transformer.blocks import double_block, single_block
+from kontextd_models.transformer.modulation import (
+    Ahead,
+    Conditions,
+    InTheLoop,
+    Modulation,
+    Transformer,
+    modulated,
+    parts,
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every step of a request reads beside the latents. `output_ids` [N, 3] say where each output token lies."""
+
+    prompt: EncodedPrompt
+    reference: EncodedReference
+    output_ids: Tensor
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Keys and values of the M reference tokens in every block, in order.
+
+    2.9 GB in bfloat16 for FLUX.1 and a reference of 1 MP: 57 blocks × 2 × 4096 tokens × 3072.
+    """
+
+    blocks: tuple[KeyValue, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(block.size_bytes for block in self.blocks)
+
+
+class Forward(Protocol):
+    """Velocities [1, N, C] of latents [1, N, C] at a step of the request."""
+
+    keeps: bool  # whether `cached` is to be had
+
+    def full(self, step: int, latents: Tensor, *, keep: bool = False) -> tuple[Tensor, Kept | None]:
+        """All tokens; with `keep`, also the reference's keys and values."""
+
+    def cached(self, step: int, latents: Tensor, kept: Kept) -> Tensor:
+        """Text and output tokens only, looking at what was kept of the reference."""
+
+
+class WrittenOut:
+    """Over the blocks of a transformer whose weights lie on the device."""
+
+    keeps = True
+
+    def __init__(self, transformer: Transformer, inputs: Inputs, *, modulation_ahead: bool) -> None:
+        self._transformer, self._inputs = transformer, inputs
+        self._ahead = Ahead.of(transformer, inputs.conditions) if modulation_ahead else None
+        self._text = transformer.context_embedder(inputs.prompt.sequence)  # [1, L, D]
+        positions = torch.cat([inputs.prompt.ids, inputs.output_ids, inputs.reference.ids])  # [L + N + M, 3]
+        self._rotary: Rotary = transformer.pos_embed(positions)
+
+    def full(self, step: int, latents: Tensor, *, keep: bool = False) -> tuple[Tensor, Kept | None]:
+        tokens = torch.cat([latents, self._inputs.reference.latents], dim=1)  # [1, N + M, C]
+        velocity, made = self._run(step, tokens, self._rotary, None, self._output_end() if keep else None)
+        return velocity[:, : latents.shape[1]], Kept(made) if keep else None
+
+    def cached(self, step: int, latents: Tensor, kept: Kept) -> Tensor:
+        cosine, sine = self._rotary
+        end = self._output_end()
+        return self._run(step, latents, (cosine[:end], sine[:end]), kept, None)[0]
+
+    def _run(
+        self, step: int, latents: Tensor, rotary: Rotary, kept: Kept | None, keep_from: int | None
+    ) -> tuple[Tensor, tuple[KeyValue, ...]]:
+        """Through all blocks; the velocity of all image tokens, and the keys from position `keep_from` on."""
+        transformer, modulation, made = self._transformer, self._modulation(step), []
+        looked_at = iter(kept.blocks) if kept is not None else None
+        image, text = transformer.x_embedder(latents), self._text
+        for index, block in enumerate(transformer.transformer_blocks):
+            others = next(looked_at) if looked_at else None
+            image, text, keys = double_block(block, image, text, *modulation.double(index), rotary, others)
+            if keep_from is not None:
+                made.append(keys.tail(keep_from))
+        tokens = torch.cat([text, image], dim=1)
+        for index, block in enumerate(transformer.single_transformer_blocks):
+            others = next(looked_at) if looked_at else None
+            tokens, keys = single_block(block, tokens, modulation.single(index), rotary, others)
+            if keep_from is not None:
+                made.append(keys.tail(keep_from))
+        image = tokens[:, self._text.shape[1] :]
+        normed = modulated(transformer.norm_out.norm(image), *parts(modulation.out(), 2))
+        return transformer.proj_out(normed), tuple(made)
+
+    def _modulation(self, step: int) -> Modulation:
+        if self._ahead is not None:
+            return self._ahead.at(step)
+        return InTheLoop(self._transformer, self._inputs.conditions.embed(self._transformer, step, step + 1))
+
+    def _output_end(self) -> int:
+        """The position after the last output token; there the reference begins."""
+        return len(self._inputs.prompt.ids) + len(self._inputs.output_ids)
+
+
+class Stock:
+    """Through diffusers' own `forward`, for weights that stream through the device: it drives their hooks.
+
+    It keeps nothing. Such a step waits for its weights, so that fewer tokens would gain little.
+    """
+
+    keeps = False
+
+    def __init__(self, transformer: Transformer, inputs: Inputs) -> None:
+        self._transformer, self._inputs = transformer, inputs
+        self._ids = torch.cat([inputs.output_ids, inputs.reference.ids])  # [N + M, 3]
+
+    def full(self, step: int, latents: Tensor, *, keep: bool = False) -> tuple[Tensor, Kept | None]:
+        if keep:
+            raise ValueError("this forward pass keeps no keys and values; plan its steps without a reference kept.")
+        prompt, conditions = self._inputs.prompt, self._inputs.conditions
+        velocity = self._transformer(
+            hidden_states=torch.cat([latents, self._inputs.reference.latents], dim=1),
+            timestep=conditions.times[step : step + 1],
+            guidance=conditions.guidance,
+            pooled_projections=prompt.pooled,
+            encoder_hidden_states=prompt.sequence,
+            txt_ids=prompt.ids,
+            img_ids=self._ids,
+            return_dict=False,
+        )[0]
+        return velocity[:, : latents.shape[1]], None
+
+    def cached(self, step: int, latents: Tensor, kept: Kept) -> Tensor:
+        raise ValueError("this forward pass keeps no keys and values; plan its steps without a reference kept.")

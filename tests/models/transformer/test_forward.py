@@ -1,0 +1,110 @@
+"""Our forward pass against diffusers' own, in full and with the reference kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from kontextd_models.loading import LoadedModel
+from kontextd_models.transformer.forward import Inputs, Stock, WrittenOut
+from torch import Tensor
+
+Requests = Callable[[LoadedModel], tuple[Inputs, Tensor]]
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def no_autograd() -> object:
+    with torch.no_grad():
+        yield
+
+
+def deviation(one: Tensor, other: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((one.float() - other.float()).abs().max() / other.float().abs().max())
+
+
+def rounding(model: LoadedModel) -> float:
+    """What a handful of roundings in the model's dtype may add up to."""
+    return 4 * torch.finfo(model.dtype).eps
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_full_pass_is_that_of_diffusers_to_the_bit(model: LoadedModel, made: Requests, step: int) -> None:
+    inputs, noise = made(model)
+    ours, _ = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=False).full(step, noise)
+    theirs, _ = Stock(model.pipeline.transformer, inputs).full(step, noise)
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_modulation_ahead_of_the_loop_changes_no_more_than_roundings(
+    model: LoadedModel, made: Requests, step: int
+) -> None:
+    inputs, noise = made(model)
+    ahead, _ = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=True).full(step, noise)
+    exact, _ = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=False).full(step, noise)
+    assert deviation(ahead, exact) <= rounding(model)
+
+
+@pytest.mark.parametrize("modulation_ahead", [False, True])
+def test_a_pass_with_the_keys_of_the_same_step_is_a_full_one(
+    model: LoadedModel, made: Requests, modulation_ahead: bool
+) -> None:
+    inputs, noise = made(model)
+    forward = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=modulation_ahead)
+    full, kept = forward.full(1, noise, keep=True)
+    assert kept is not None
+    assert deviation(forward.cached(1, noise, kept), full) <= rounding(model)
+
+
+def test_keys_of_another_step_are_an_approximation_and_not_the_same(model: LoadedModel, made: Requests) -> None:
+    inputs, noise = made(model)
+    forward = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=False)
+    _, others = forward.full(0, noise, keep=True)
+    full, own = forward.full(3, noise, keep=True)
+    assert others is not None
+    assert own is not None
+    assert forward.cached(3, noise, others).shape == full.shape
+    assert deviation(forward.cached(3, noise, others), full) > deviation(forward.cached(3, noise, own), full)
+
+
+def test_keeping_changes_nothing_and_takes_what_the_formula_says(model: LoadedModel, made: Requests) -> None:
+    inputs, noise = made(model)
+    transformer = model.pipeline.transformer
+    forward = WrittenOut(transformer, inputs, modulation_ahead=False)
+    plain, none = forward.full(2, noise)
+    keeping, kept = forward.full(2, noise, keep=True)
+    assert none is None
+    assert kept is not None
+    assert torch.equal(plain, keeping)
+    blocks = len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
+    reference_tokens = inputs.reference.latents.shape[1]
+    assert kept.size_bytes == blocks * 2 * reference_tokens * transformer.inner_dim * model.dtype.itemsize
+    for block in kept.blocks:  # copies: a view would hold the keys of all tokens
+        assert block.key.untyped_storage().nbytes() == block.key.numel() * block.key.element_size()
+        assert block.value.untyped_storage().nbytes() == block.value.numel() * block.value.element_size()
+
+
+def test_a_pass_leaves_the_transformer_as_it_was(model: LoadedModel, made: Requests) -> None:
+    inputs, noise = made(model)
+    transformer = model.pipeline.transformer
+    before = {name: weight.clone() for name, weight in transformer.state_dict().items()}
+    modules = [name for name, _ in transformer.named_modules()]
+    forward = WrittenOut(transformer, inputs, modulation_ahead=True)
+    _, kept = forward.full(0, noise, keep=True)
+    assert kept is not None
+    forward.cached(1, noise, kept)
+    assert [name for name, _ in transformer.named_modules()] == modules
+    after = transformer.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_diffusers_own_pass_keeps_nothing_and_says_so(model: LoadedModel, made: Requests) -> None:
+    inputs, noise = made(model)
+    stock = Stock(model.pipeline.transformer, inputs)
+    assert not stock.keeps
+    with pytest.raises(ValueError, match="keeps no keys"):
+        stock.full(0, noise, keep=True)
