@@ -9,12 +9,9 @@ one line a figure.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +20,12 @@ from kontextd_models.alignment import displacement
 from kontextd_models.embedded import edits, wordings
 from kontextd_models.embedded.evaluate import as_tensor, edited, fitted, psnr
 from kontextd_models.engine import Engine
-from kontextd_models.probe import versions
 from kontextd_models.stock import StockEdit, snapped, stock_picture
 from PIL import Image
+from result_file import RESULTS, write
 from skimage import data
 from sklearn.datasets import load_sample_images
 
-RESULTS = Path(__file__).parent / "results"
 STEPS, SEED, GUIDANCE = 30, 3, 2.5
 SIZES = ((256, 256), (384, 256), (192, 320))
 FOLLOWED = ("black and white", "warmer", "turn upside down", "white border")
@@ -41,9 +37,6 @@ def main() -> None:
     options = parse()
     engine = load_engine(EngineConfig(model=options.model, device="cpu"))
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *(Path(word).name for word in sys.argv)]),
-        "versions": versions(),
         "steps": STEPS,
         "figures": {
             "alignment_px": list(alignment(engine)),
@@ -52,8 +45,7 @@ def main() -> None:
             "unequal_reference": list(unequal(engine)),
         },
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(options.out, report)
     print(f"written: {options.out}")
 
 

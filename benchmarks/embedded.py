@@ -9,21 +9,18 @@ JSON into benchmarks/results/, prints the table and what misses its gate, and fa
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from kontextd_models import EngineConfig, load_engine
 from kontextd_models.embedded.evaluate import GATES, evaluate, table
-from kontextd_models.probe import versions
 from PIL import Image
+from result_file import RESULTS, write
 from skimage import data
 from sklearn.datasets import load_sample_images
 
-RESULTS = Path(__file__).parent / "results"
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 # Colour photos only: a grey one is its own black and white version.
 OF_SCIKIT_IMAGE = (
@@ -40,16 +37,12 @@ def main() -> int:
         rows.append(row)
         print(table([row]).splitlines()[-1], file=sys.stderr, flush=True)
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *(Path(word).name for word in sys.argv)]),
-        "versions": versions(),
         "steps": options.steps,
         "photos": list(named),
         "gates_db": {kind: asdict(gate) for kind, gate in GATES.items()},
         "rows": [asdict(row) for row in rows],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(options.out, report)
     print(f"{table(rows)}\nmeans over {len(named)} photos, {options.steps} steps; written: {options.out}")
     misses = [miss for row in rows for miss in row.misses()]
     print("\n".join(misses), file=sys.stderr)

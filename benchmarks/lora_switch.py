@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,11 @@ from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.encode import Pipeline
 from kontextd_models.loading import LoadedModel, load_model, load_pipeline
 from kontextd_models.lora.stack import LoraStack
-from kontextd_models.probe import gpus, versions
+from kontextd_models.probe import gpus
+from result_file import RESULTS, write
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-RESULTS = Path(__file__).parent / "results"
 SHAPES = {"small": (4, 8, 8), "full": (19, 38, 24)}  # double blocks, single blocks, heads of 128
 DTYPE = torch.bfloat16
 GEMM_SIDE = 4096
@@ -71,18 +70,14 @@ def main() -> None:
         drift = {"ours: weights that differ from the base": changed(before, digest(model)), "stock": stock_drift(stand)}
     parameters = sum(value.numel() for value in model.pipeline.transformer.parameters())
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *(Path(word).name for word in sys.argv)]),
-        "versions": versions(),
         "device": [str(each) for each in gpus()] if model.device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "parameters": parameters,
         "rows": rows,
         "drift": drift,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     path = options.out / f"lora_switch-{options.size}-{model.device.type}.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(path, report)
     print(f"{table(rows)}\n{drift}\nwritten: {path}")
 
 

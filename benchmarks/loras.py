@@ -10,18 +10,14 @@ not every two styles go together.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from embedded import photos
 from kontextd_models import EngineConfig, load_engine
 from kontextd_models.embedded.evaluate_styles import EXACT_DB, evaluate_pairs, evaluate_styles
-from kontextd_models.probe import versions
-
-RESULTS = Path(__file__).parent / "results"
+from result_file import RESULTS, write
 
 
 def main() -> int:
@@ -40,17 +36,13 @@ def main() -> int:
         pairs.append(pair)
         print(f"| {' + '.join(pair.styles)} | {pair.both:.1f} | {pair.first:.1f} | {pair.second:.1f} |", flush=True)
     report = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *(Path(word).name for word in sys.argv)]),
-        "versions": versions(),
         "steps": options.steps,
         "photos": list(named),
         "gate_db": EXACT_DB,
         "rows": [asdict(row) for row in rows],
         "pairs": [asdict(pair) for pair in pairs],
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write(options.out, report)
     print(f"means over {len(named)} photos, {options.steps} steps; written: {options.out}")
     misses = [miss for row in rows for miss in row.misses()]
     print("\n".join([*misses, *(miss for pair in pairs for miss in pair.misses())]), file=sys.stderr)

@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# As a part of a path in a root, and no more of it: see `fetch.roots`.
-_NAME = re.compile(r"(?!\.)[^/\\:\x00-\x1f\x7f]{1,100}")
+# As a part of a path in a root, and no more of it: see `fetch.roots`. Half a surrogate pair is in no file's name.
+_NAME = re.compile(r"(?!\.)[^/\\:\x00-\x1f\x7f\ud800-\udfff]{1,100}")
+_MAX_NAME_BYTES = 200  # file systems allow 255, of which the ending takes some
 _LOCK_TIMEOUT_S = 30.0
 
 
@@ -166,10 +167,10 @@ class LoraLibrary:
 
 def _checked_name(text: str) -> str:
     name = text.removesuffix(SUFFIX)
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name) or len(name.encode()) > _MAX_NAME_BYTES:
         raise LibraryError(
-            f"{text!r} is no name for the library: 1 to 100 characters, no slash, backslash or colon, no dot at its "
-            "beginning. Choose one with --name."
+            f"{text!r} is no name for the library: 1 to 100 characters of at most {_MAX_NAME_BYTES} bytes together, no "
+            "slash, backslash or colon, no dot at its beginning. Choose one with --name."
         )
     return name
 

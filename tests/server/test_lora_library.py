@@ -100,7 +100,8 @@ def test_what_the_model_cannot_use_is_refused(library: LoraLibrary, look: object
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".hidden", "..", "a/b", "/etc/x", "a\\b", "a:b", "a\nb", "x" * 101, ".safetensors"]
+    "name",
+    ["", ".hidden", "..", "a/b", "/etc/x", "a\\b", "a:b", "a\nb", "x" * 101, "墨" * 67, "a\udc80", ".safetensors"],
 )
 def test_a_name_that_a_request_could_not_send_is_refused(
     library: LoraLibrary, ink: Path, look: object, name: str

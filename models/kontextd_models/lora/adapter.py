@@ -44,21 +44,29 @@ class LoHa:
 
 @dataclass(frozen=True)
 class Full:
-    """ΔW = diff, [out, in] or [n]."""
+    """ΔW = factor · diff, [out, in] or [n]. Only of the bias of a low-rank pair is the factor other than 1."""
 
     diff: Tensor
+    factor: float = 1.0
 
 
-Form: TypeAlias = LowRank | LoKr | LoHa | Full
+@dataclass(frozen=True)
+class Replaced:
+    """ΔW = value − W, [out, in] or [n]: what was trained is the weight itself."""
+
+    value: Tensor
+
+
+Form: TypeAlias = LowRank | LoKr | LoHa | Full | Replaced
 
 
 @dataclass(frozen=True)
 class Delta:
     """A form, or the rows `start` to `stop` of it, added to a parameter from its row `at` on.
 
-    The rows of low-rank and full forms are cut when they are read: theirs are always all. With a `magnitude`
-    (DoRA, arXiv:2402.09353) the delta is m ⊙ (W + ΔW) / ‖W + ΔW‖ − W, normed over each row for [rows, 1], over each
-    column for [1, in].
+    The rows of LoKr and LoHa are cut when they are used; those of all other forms are cut when they are read. With a
+    `magnitude` (DoRA, arXiv:2402.09353) the delta is m ⊙ (W + ΔW) / ‖W + ΔW‖ − W, normed over each row for [rows, 1],
+    over each column for [1, in].
     """
 
     form: Form

@@ -20,6 +20,11 @@ class Kind(StrEnum):
     LOKR = "LoKr"  # kron(w1, w2); "w1" or "w1_a" @ "w1_b"; "w2" or "w2_a" @ "w2_b"
     LOHA = "LoHa"  # ("w1_a" @ "w1_b") ⊙ ("w2_a" @ "w2_b")
     FULL = "full difference"  # "diff" [out, in] or [n]
+    REPLACED = "replaced"  # "value" [out, in] or [n], which stands for the weight itself: ΔW = value − W
+
+
+# Slots of an entry that are no part of its matrix.
+BESIDE = frozenset({"alpha", "dora_scale", "bias"})
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """`tensors` maps slots to keys of the file: those of its kind, and "alpha" and "dora_scale" where it has them.
+    """`tensors` maps slots to keys of the file: those of its kind, and those of `BESIDE` that it has.
 
-    The delta is multiplied by alpha / r, or by alpha / √r where `rank_stabilised`; by 1 where there is no alpha. A
-    FULL one never is. `alpha` is that of the file's metadata, for an entry without a tensor of its own for it.
+    The delta is multiplied by alpha / r, or by alpha / √r where `rank_stabilised`; by 1 where there is no alpha. FULL
+    and REPLACED never are. `alpha` is that of the file's metadata, for an entry without a tensor of its own for it.
+    "bias" [out] is multiplied likewise and added to the biases at `bias_parts`, which are as `parts`.
     """
 
     kind: Kind
@@ -45,6 +51,12 @@ class Entry:
     parts: tuple[Part, ...]
     alpha: float | None = None
     rank_stabilised: bool = False
+    bias_parts: tuple[Part, ...] = ()
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """Every row that is changed."""
+        return self.parts + self.bias_parts
 
 
 @dataclass(frozen=True)

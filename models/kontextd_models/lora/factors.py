@@ -3,7 +3,8 @@
 Low-rank and LoHa: alpha / r, or alpha / √r where rank-stabilised (Kalajdzievski 2023, arXiv:2312.03732); 1 without
 alpha. LoKr: likewise, with r of the product; with w1 and w2 both whole there is no r, and alpha is ignored. That is the
 rule of LyCORIS (lycoris/modules/lokr.py: `use_w2 and use_w1` sets alpha to the rank) and of ComfyUI (comfy/
-weight_adapter/lokr.py: alpha counts only where a product gave `dim`). A full difference is never scaled.
+weight_adapter/lokr.py: alpha counts only where a product gave `dim`). A full difference is never scaled, and no value
+that replaces a weight.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _FORMATS = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "
 
 def factor_of(entry: Entry, alpha: float | None, rank: int | None, name: str) -> float:
     """By what the entry's delta is multiplied; `rank` None: its form has none. Raises `LoraFileError`."""
-    if alpha is None or rank is None or entry.kind is Kind.FULL:
+    if alpha is None or rank is None or entry.kind in (Kind.FULL, Kind.REPLACED):
         return 1.0
     factor = alpha / (math.sqrt(rank) if entry.rank_stabilised else rank)
     if not math.isfinite(factor) or factor == 0 or abs(factor) > MAX_FACTOR:

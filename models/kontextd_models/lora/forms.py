@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kontextd_models.lora.adapter import Delta, Form, Full, LoHa, LoKr, LowRank
+from kontextd_models.lora.adapter import Delta, Form, Full, LoHa, LoKr, LowRank, Replaced
 
 if TYPE_CHECKING:
     from peft.tuners.lycoris_utils import LycorisLayer
@@ -27,7 +27,7 @@ def delta(of: Delta, base: Tensor) -> Tensor:
     At the file's own strength: what a request asks for is multiplied afterwards, also with DoRA, whose direction would
     bend with it. So the deltas of several files add up, and their order never matters.
     """
-    change = _matrix(of.form, base.device)[of.start : of.stop]
+    change = _matrix(of.form, base)[of.start : of.stop]
     if of.magnitude is None:
         return change
     return _decomposed(base.float(), change, of.magnitude.to(base.device, torch.float32))
@@ -38,7 +38,8 @@ def factors(form: LowRank, scale: float, device: torch.device) -> tuple[Tensor, 
     return form.up.to(device, torch.float32) * (scale * form.factor), form.down.to(device, torch.float32)
 
 
-def _matrix(form: Form, device: torch.device) -> Tensor:
+def _matrix(form: Form, base: Tensor) -> Tensor:
+    device = base.device
     match form:
         case LowRank():
             up, down = factors(form, 1.0, device)
@@ -47,8 +48,11 @@ def _matrix(form: Form, device: torch.device) -> Tensor:
             return _kronecker(form, device)
         case LoHa():
             return _hadamard(form, device)
-        case Full(diff):
-            return diff.to(device, torch.float32)
+        case Full(diff, factor):
+            wide = diff.to(device, torch.float32)
+            return wide if factor == 1 else wide * factor
+        case Replaced(value):
+            return value.to(device, torch.float32) - base.float()
 
 
 def _decomposed(base: Tensor, change: Tensor, magnitude: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from kontextd_models.lora.entry import Entry, Normalised
 from kontextd_models.lora.factors import number
 from kontextd_models.lora.file_checks import CheckedFile, open_checked
 from kontextd_models.lora.layout import Layout
-from kontextd_models.lora.matching import architecture_of, match, nothing_matches
+from kontextd_models.lora.matching import architecture_of, check, foreign_to, match
 from kontextd_models.lora.metadata import Description, description_of
-from kontextd_models.lora.shapes import NUMBERS, check_entries, rank_of
+from kontextd_models.lora.shapes import NUMBERS, rank_of
 from kontextd_models.records import LoraLimits
 
 
@@ -31,7 +31,8 @@ class Inspection:
     """`problem`: why the model cannot use the file, as `read_adapter` would say; empty where its header shows none.
 
     `forms`, `modules` and `dtypes` count matrices by form, parameters by component, and tensors by dtype. `ranks` is
-    None, and `alphas` are none, where the forms have none. `looks_like` is empty where something matches.
+    None, and `alphas` are none, where the forms have none. `looks_like` is empty where something matches that is no
+    other model's.
     """
 
     name: str
@@ -60,7 +61,7 @@ def inspect(path: Path, layout: Layout, limits: LoraLimits, name: str = "") -> I
         entries = normalised.entries
         alphas, sha256 = _alphas(file, entries)
     ranks = Counter(rank for entry in entries if (rank := _rank(entry, file)) is not None)
-    parameters = {part.parameter for entry in entries for part in entry.parts}
+    parameters = {part.parameter for entry in entries for part in entry.all_parts}
     return Inspection(
         name=file.name,
         sha256=sha256,
@@ -73,16 +74,14 @@ def inspect(path: Path, layout: Layout, limits: LoraLimits, name: str = "") -> I
         alphas=alphas,
         modules=_counted(parameter.component.value for parameter in parameters),
         description=description_of(file.metadata),
-        looks_like="" if entries else architecture_of(file),
+        looks_like=(foreign_to(file, normalised) or "") if entries else architecture_of(file),
         problem=problem,
     )
 
 
 def _problem(file: CheckedFile, normalised: Normalised, layout: Layout, limits: LoraLimits) -> str:
-    if not normalised.entries:
-        return str(nothing_matches(file))
     try:
-        check_entries(normalised.entries, file.tensors, layout, limits, file.name)
+        check(file, normalised, layout, limits)
     except LoraError as error:
         return str(error)
     return ""

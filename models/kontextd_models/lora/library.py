@@ -17,10 +17,11 @@ from torch import Tensor
 
 from kontextd_models.cache import ByteLRU
 from kontextd_models.errors import LoraFileError
-from kontextd_models.lora.adapter import Adapter, Delta, Form, Full, LoHa, LoKr, LowRank
+from kontextd_models.lora.adapter import Adapter, Delta, Form, Full, LoHa, LoKr, LowRank, Replaced
 from kontextd_models.lora.layout import Layout
 from kontextd_models.lora.reading import read_adapter
 from kontextd_models.records import LoraLimits
+from kontextd_models.weight_files import clipped
 
 _MAX_PATHS = 10_000  # whose files are remembered, a few hundred bytes each
 _State = tuple[int, ...]
@@ -49,10 +50,10 @@ class Library:
         try:
             path = path.resolve()
             state = _state(path)
-        except OSError as error:
-            raise LoraFileError(
-                f"{name or path.name} cannot be read: {error.strerror}. Give a file that is there."
-            ) from error
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL in the path
+            cause = (error.strerror if isinstance(error, OSError) else None) or "its path leads nowhere"
+            called = clipped(name or path.name)
+            raise LoraFileError(f"{called} cannot be read: {cause}. Give a file that is there.") from error
         known, key = self._keys.get(path, ((), ""))
         adapter = self._adapters.get(key) if known == state else None
         if adapter is not None:
@@ -130,6 +131,8 @@ def _moved_form(form: Form, move: _Move) -> Form:
             return replace(form, w1=(move(w1[0]), move(w1[1])), w2=(move(w2[0]), move(w2[1])))
         case Full(diff):
             return replace(form, diff=move(diff))
+        case Replaced(value):
+            return replace(form, value=move(value))
 
 
 def _moved_factor(factor: Tensor | tuple[Tensor, Tensor], move: _Move) -> Tensor | tuple[Tensor, Tensor]:

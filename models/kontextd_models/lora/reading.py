@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from kontextd_models.errors import LoraFileError
-from kontextd_models.lora.adapter import Adapter, Delta, Form, Full, LoHa, LoKr, LowRank
-from kontextd_models.lora.entry import Entry, Kind, Part
+from kontextd_models.lora.adapter import Adapter, Delta, Form, Full, LoHa, LoKr, LowRank, Replaced
+from kontextd_models.lora.entry import BESIDE, Entry, Kind, Part
 from kontextd_models.lora.factors import factor_of, number
 from kontextd_models.lora.file_checks import CheckedFile, open_checked
 from kontextd_models.lora.layout import Layout, Parameter
-from kontextd_models.lora.matching import match, nothing_matches
-from kontextd_models.lora.shapes import Norm, check_entries, norm_of, rank_of
+from kontextd_models.lora.matching import check, match
+from kontextd_models.lora.shapes import Norm, norm_of, rank_of
 from kontextd_models.records import LoraLimits
 from kontextd_models.weight_files import TensorInfo
 
@@ -42,9 +42,7 @@ def read_adapter(path: Path, layout: Layout, limits: LoraLimits, name: str = "")
     """
     with open_checked(path, limits, name) as file:
         normalised, coverage = match(file, layout)
-        if not normalised.entries:
-            raise nothing_matches(file)
-        check_entries(normalised.entries, file.tensors, layout, limits, file.name)
+        check(file, normalised, layout, limits)
         tensors, alphas, key = _read(file, normalised.entries)
     peaks = {name: _peak(file.name, name, tensor) for name, tensor in tensors.items()}
     deltas: dict[Parameter, list[Delta]] = {}
@@ -55,6 +53,9 @@ def read_adapter(path: Path, layout: Layout, limits: LoraLimits, name: str = "")
         form, magnitude = _form(entry, tensors, factor), _magnitude(entry, tensors, file, layout)
         for part in entry.parts:
             deltas.setdefault(part.parameter, []).append(_delta(form, magnitude, part))
+        for part in entry.bias_parts:
+            bias = Full(tensors[entry.tensors["bias"]], factor)
+            deltas.setdefault(part.parameter, []).append(_delta(bias, None, part))
     size_bytes = sum(tensor.nbytes for tensor in tensors.values())
     return Adapter(key, {name: tuple(found) for name, found in deltas.items()}, coverage, size_bytes)
 
@@ -92,12 +93,12 @@ def _check_size(entry: Entry, factor: float, peaks: Mapping[str, float], file: C
     largest = {slot: peaks[key] for slot, key in entry.tensors.items() if slot != "alpha"}
     bound = abs(factor)
     for slot, key in entry.tensors.items():
-        if slot in ("alpha", "dora_scale"):
+        if slot in BESIDE:
             continue
         bound *= largest[slot]
         if slot in ("down", "w1_b", "w2_b"):  # a sum of r products
             bound *= file.tensors[key].shape[0]
-    bound = max(bound, largest.get("dora_scale", 0.0))
+    bound = max(bound, largest.get("dora_scale", 0.0), abs(factor) * largest.get("bias", 0.0))
     if not bound <= _MAX_VALUE:
         raise LoraFileError(
             f"{file.name} could change {entry.parts[0].parameter.name} by {bound:.3g}, where weights are about 1. "
@@ -116,6 +117,8 @@ def _form(entry: Entry, tensors: Mapping[str, Tensor], factor: float) -> Form:
             return LoHa((of["w1_a"], of["w1_b"]), (of["w2_a"], of["w2_b"]), factor)
         case Kind.FULL:
             return Full(of["diff"])
+        case Kind.REPLACED:
+            return Replaced(of["value"])
 
 
 def _whole_or_product(of: Mapping[str, Tensor], slot: str) -> Tensor | tuple[Tensor, Tensor]:
@@ -139,7 +142,9 @@ def _delta(form: Form, magnitude: Tensor | None, part: Part) -> Delta:
     match form:
         case LowRank(up, down, factor):
             return Delta(LowRank(up[rows], down, factor), 0, part.stop - part.start, part.at, magnitude)
-        case Full(diff):
-            return Delta(Full(diff[rows]), 0, part.stop - part.start, part.at, magnitude)
+        case Full(diff, factor):
+            return Delta(Full(diff[rows], factor), 0, part.stop - part.start, part.at, magnitude)
+        case Replaced(value):
+            return Delta(Replaced(value[rows]), 0, part.stop - part.start, part.at, magnitude)
         case _:
             return Delta(form, part.start, part.stop, part.at, magnitude)

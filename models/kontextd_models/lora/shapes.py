@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from kontextd_models.errors import LoraFileError, LoraMismatch
-from kontextd_models.lora.entry import Entry, Kind
+from kontextd_models.lora.entry import BESIDE, Entry, Kind, Part
 from kontextd_models.lora.layout import Layout
 from kontextd_models.records import LoraLimits
 from kontextd_models.weight_files import TensorInfo
@@ -48,7 +48,9 @@ def check_entries(entries: Sequence[Entry], tensors: Tensors, layout: Layout, li
     misfits: list[_Misfit] = []
     for entry in entries:
         _check_dtypes(entry, tensors, name)
-        misfit = _misfit(entry, _shape(entry, tensors, name), layout)
+        misfit = _misfit(entry.parts, _shape(entry, tensors, name), layout)
+        if misfit is None and entry.bias_parts:
+            misfit = _misfit(entry.bias_parts, tensors[entry.tensors["bias"]].shape, layout)
         if misfit:
             misfits.append(misfit)
             continue
@@ -75,18 +77,18 @@ def norm_of(entry: Entry, tensors: Tensors, layout: Layout, name: str) -> Norm |
     key = entry.tensors.get("dora_scale")
     if key is None:
         return None
-    ours, shape = _model_shape(entry, layout), tensors[key].shape
+    ours, shape = _model_shape(entry.parts, layout), tensors[key].shape
     if len(ours) == 2 and shape in ((ours[0],), (ours[0], 1)):
         return Norm.ROWS
     if len(ours) != 2 or shape != (1, ours[1]):
         raise LoraMismatch(
-            f"{name}: {key} has the shape {_text(shape)}; the magnitudes of {_called(entry)}, {_text(ours)} in this "
-            "model, are one a row or one a column. Use a LoRA that was trained for this model."
+            f"{name}: {key} has the shape {_text(shape)}; the magnitudes of {_called(entry.parts)}, {_text(ours)} in "
+            "this model, are one a row or one a column. Use a LoRA that was trained for this model."
         )
-    if layout[entry.parts[0].parameter] != ours:
+    if len(entry.parts) > 1:
         raise LoraFileError(
-            f"{name}: {key} holds magnitudes of columns over a matrix that {len(entry.parts)} parameters of this model "
-            "share, and each has norms of its own. Convert it to magnitudes of rows, or to a plain LoRA."
+            f"{name}: {key} holds magnitudes of columns over a matrix whose rows lie in {len(entry.parts)} places of "
+            "this model, and each has norms of its own. Convert it to magnitudes of rows, or to a plain LoRA."
         )
     return Norm.COLUMNS
 
@@ -102,46 +104,47 @@ def _check_dtypes(entry: Entry, tensors: Tensors, name: str) -> None:
             raise LoraFileError(f"{name}: {key} has the shape {_text(info.shape)}; an alpha is one number.")
 
 
-def _misfit(entry: Entry, theirs: Shape, layout: Layout) -> _Misfit | None:
-    ours = _model_shape(entry, layout)
-    for part in entry.parts:
+def _misfit(parts: Sequence[Part], theirs: Shape, layout: Layout) -> _Misfit | None:
+    ours = _model_shape(parts, layout)
+    for part in parts:
         rows, *columns = layout[part.parameter]
         if theirs != (ours[0], *columns) or part.at + part.stop - part.start > rows:
-            return _Misfit(_called(entry), theirs, ours)
+            return _Misfit(_called(parts), theirs, ours)
     return None
 
 
-def _model_shape(entry: Entry, layout: Layout) -> Shape:
+def _model_shape(parts: Sequence[Part], layout: Layout) -> Shape:
     """What the file's matrix must be like: as many rows as all its parts have, as wide as they are."""
-    return (max(part.stop for part in entry.parts), *layout[entry.parts[0].parameter][1:])
+    return (max(part.stop for part in parts), *layout[parts[0].parameter][1:])
 
 
 def _check_ranks(entry: Entry, tensors: Tensors, limits: LoraLimits, name: str) -> None:
     ranks = {tensors[entry.tensors[slot]].shape[0] for slot in _INNER if slot in entry.tensors}
     if max(ranks, default=0) > limits.max_rank:
         raise LoraFileError(
-            f"{name}: {_called(entry)} has rank {max(ranks)}; the most allowed is {limits.max_rank}. "
+            f"{name}: {_called(entry.parts)} has rank {max(ranks)}; the most allowed is {limits.max_rank}. "
             "Resize it to a lower rank, or raise the limit."
         )
     if len(ranks) > 1 and has_alpha(entry):
         raise LoraFileError(
-            f"{name}: {_called(entry)} is made of products of the ranks {' and '.join(map(str, sorted(ranks)))}, so "
-            "it is not known which one its alpha is divided by. Save it with one rank."
+            f"{name}: {_called(entry.parts)} is made of products of the ranks {' and '.join(map(str, sorted(ranks)))}, "
+            "so it is not known which one its alpha is divided by. Save it with one rank."
         )
 
 
 def _shape(entry: Entry, tensors: Tensors, name: str) -> Shape:
     """The shape of the matrix that the entry's tensors make. Raises `LoraFileError` where they make none."""
-    shapes = {slot: tensors[key].shape for slot, key in entry.tensors.items() if slot not in ("alpha", "dora_scale")}
+    shapes = {slot: tensors[key].shape for slot, key in entry.tensors.items() if slot not in BESIDE}
     try:
         found = _SHAPE_OF[entry.kind](shapes)
     except ValueError as error:
         every = ", ".join(f"{slot} {_text(shape)}" for slot, shape in shapes.items())
         raise LoraFileError(
-            f"{name}: the parts of {_called(entry)} do not make a matrix: {every}. Download it again, or train it anew."
+            f"{name}: the parts of {_called(entry.parts)} do not make a matrix: {every}. Download it again, or train "
+            "it anew."
         ) from error
     if 0 in found:
-        raise LoraFileError(f"{name}: {_called(entry)} has a side of 0: {_text(found)}. Download it again.")
+        raise LoraFileError(f"{name}: {_called(entry.parts)} has a side of 0: {_text(found)}. Download it again.")
     return found
 
 
@@ -175,11 +178,16 @@ def _full(shapes: Mapping[str, Shape]) -> Shape:
     return shapes["diff"]
 
 
+def _replaced(shapes: Mapping[str, Shape]) -> Shape:
+    return shapes["value"]
+
+
 _SHAPE_OF: Mapping[Kind, Callable[[Mapping[str, Shape]], Shape]] = {
     Kind.LOW_RANK: _low_rank,
     Kind.LOHA: _loha,
     Kind.LOKR: _lokr,
     Kind.FULL: _full,
+    Kind.REPLACED: _replaced,
 }
 
 
@@ -194,8 +202,8 @@ def _mismatch(misfits: list[_Misfit], total: int, name: str) -> LoraMismatch:
     )
 
 
-def _called(entry: Entry) -> str:
-    return entry.parts[0].parameter.name + (f" and {len(entry.parts) - 1} more" if len(entry.parts) > 1 else "")
+def _called(parts: Sequence[Part]) -> str:
+    return parts[0].parameter.name + (f" and {len(parts) - 1} more" if len(parts) > 1 else "")
 
 
 def _text(shape: Shape) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -95,7 +95,7 @@ class DownloadCache:
             return known, True
         with Partial(shelf.part(name)) as partial:
             try:
-                said = download(self.web, wanted, partial, _validators(known))
+                said = self._downloaded(wanted, partial, _validators(known))
             except DownloadFailed:
                 raise  # what is there may be taken up by the next who asks
             except (FetchError, InputError):
@@ -110,6 +110,17 @@ class DownloadCache:
                 partial.finish(shelf.content(name))
         shelf.record(name, entry)
         return entry, False
+
+    def _downloaded(self, wanted: Wanted, partial: Partial, validators: Mapping[str, str]) -> Downloaded:
+        """Begins anew where a server will not go on from what is there: that may be all of it (RFC 9110, 15.5.17)."""
+        is_taken_up = partial.size_bytes > 0
+        try:
+            return download(self.web, wanted, partial, validators)
+        except DownloadFailed as error:
+            if not is_taken_up or error.transient or isinstance(error, DownloadTimedOut):
+                raise
+            partial.begin(None)
+            return download(self.web, wanted, partial, validators)
 
 
 class Shelf:

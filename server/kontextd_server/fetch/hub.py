@@ -49,13 +49,15 @@ class Hub:
         """Where the weights are that an id means. Raises `NoHubFile` and what a download raises."""
         found = HUB_ID.fullmatch(hub_id)
         assert found is not None, "the caller has recognised it"
-        name = found[2] or self._file(found[1], waiting)
-        return parse(f"{self._web.config.hub}/{found[1]}/resolve/main/{quote(name)}")
+        return parse(self._url(found[1], found[2] or self._file(found[1], waiting)))
+
+    def _url(self, repository: str, name: str) -> str:
+        return f"{self._web.config.hub}/{repository}/resolve/main/{quote(name)}"
 
     def _file(self, repository: str, waiting: Callable[[], None]) -> str:
         until, name = self._known.get(repository, (0.0, ""))
         if time.monotonic() >= until:
-            name = _only(self._listed(repository, waiting), repository)
+            name = self._only(self._listed(repository, waiting), repository)
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             self._known[repository] = (time.monotonic() + self._web.config.lora.fresh_s, name)
@@ -68,6 +70,23 @@ class Hub:
         with self._web.get(target, Purpose.LORA, deadline, headers) as answer:
             check_status(answer, self.credential)
             return _names(_body(answer), target)
+
+    def _only(self, files: list[str], repository: str) -> str:
+        weights = sorted(name for name in files if name.endswith(_WEIGHTS))
+        if len(weights) == 1:
+            return weights[0]
+        if _OF_DIFFUSERS in weights:
+            return _OF_DIFFUSERS
+        if not weights:
+            raise NoHubFile(f"{repository} holds no {_WEIGHTS} file. Use a repository of a LoRA in that format.")
+        shown = ", ".join(self._reference(repository, name) for name in weights[:_TOLD])
+        more = f", and {len(weights) - _TOLD} more" if len(weights) > _TOLD else ""
+        raise NoHubFile(f"{repository} holds {len(weights)} {_WEIGHTS} files. Name one: {shown}{more}.")
+
+    def _reference(self, repository: str, name: str) -> str:
+        """What a request has to say for it: the URL where the name has characters that no id may have."""
+        hub_id = f"{repository}/{name}"
+        return hub_id if HUB_ID.fullmatch(hub_id) else self._url(repository, name)
 
 
 def _body(answer: Answer) -> bytes:
@@ -86,18 +105,3 @@ def _names(body: bytes, target: Target) -> list[str]:
         return [str(file["rfilename"]) for file in json.loads(body)["siblings"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DownloadFailed(f"{target} gave no list of files. Name the file: owner/name/FILE.") from error
-
-
-def _only(files: list[str], repository: str) -> str:
-    weights = sorted(name for name in files if name.endswith(_WEIGHTS))
-    if len(weights) == 1:
-        return weights[0]
-    if _OF_DIFFUSERS in weights:
-        return _OF_DIFFUSERS
-    if not weights:
-        raise NoHubFile(f"{repository} holds no {_WEIGHTS} file. Use a repository of a LoRA in that format.")
-    more = f", and {len(weights) - _TOLD} more" if len(weights) > _TOLD else ""
-    raise NoHubFile(
-        f"{repository} holds {len(weights)} {_WEIGHTS} files. Name one: "
-        f"{', '.join(f'{repository}/{name}' for name in weights[:_TOLD])}{more}."
-    )

@@ -121,13 +121,14 @@ DIALECTS = {
     ),
     "LyCORIS": Dialect("diffusers", "lycoris_", "lora_down.weight", "lora_up.weight", flat=True, has_alpha=True),
 }
-FORMS = ("lora", "dora", "lokr", "loha", "full")
-# x-flux writes low-rank matrices only, and so did diffusers before peft.
+FORMS = ("lora", "biased", "dora", "lokr", "loha", "full")
+# x-flux writes low-rank matrices only, and so did diffusers before peft. Biases are peft's.
 CASES = [
     (dialect, form)
     for dialect, writes in DIALECTS.items()
     for form in FORMS
     if form == "lora" or not writes.down.startswith(("down", "lora.", "lora_linear"))
+    if form != "biased" or writes.up.startswith("lora_B")
 ]
 
 
@@ -221,9 +222,13 @@ def evaluated(
             for part in entry.parts:
                 base[part.start : part.stop] = weights[part.parameter][part.at :][: part.stop - part.start].double()
             delta = _dora(base, delta, tensors[entry.tensors["dora_scale"]].double())
-        for part in entry.parts:
+        changes = [(part, delta) for part in entry.parts]
+        if entry.bias_parts:
+            of = {slot: tensors[key].double() for slot, key in entry.tensors.items()}
+            changes += [(part, _scale(entry, of) * of["bias"]) for part in entry.bias_parts]
+        for part, change in changes:
             gain = gains.setdefault(part.parameter, torch.zeros(layout[part.parameter], dtype=torch.float64))
-            gain[part.at : part.at + part.stop - part.start] += delta[part.start : part.stop]
+            gain[part.at : part.at + part.stop - part.start] += change[part.start : part.stop]
     return gains
 
 
@@ -289,6 +294,18 @@ def _write_lora(
     file.deltas.append((matrix, lambda: scale * up.double() @ down.double()))
 
 
+def _write_biased(
+    file: LoraFile, matrix: Matrix, writes: Dialect, draw: _Draw, rank: int, alpha: float | None, _: Weights | None
+) -> None:
+    _write_lora(file, matrix, writes, draw, rank, alpha, None)
+    scale = alpha / rank if alpha is not None and writes.has_alpha else 1.0
+    biases = _biases(file, matrix)
+    if biases:
+        bias = draw(matrix.shape[0])
+        file.tensors[f"{matrix.name}.{writes.up.replace('weight', 'bias')}"] = bias
+        file.deltas.append((biases, lambda: scale * bias.double()))
+
+
 def _write_dora(
     file: LoraFile,
     matrix: Matrix,
@@ -346,17 +363,30 @@ def _write_full(
     difference = draw(*matrix.shape)
     file.tensors[f"{matrix.name}.diff"] = difference
     file.deltas.append((matrix, difference.double))
-    biases = tuple(
+    biases = _biases(file, matrix)
+    if biases:
+        bias = draw(matrix.shape[0])
+        file.tensors[f"{matrix.name}.diff_b"] = bias
+        file.deltas.append((biases, bias.double))
+
+
+def _biases(file: LoraFile, matrix: Matrix) -> Matrix | None:
+    """The biases of the same rows, where the module has some."""
+    rows = tuple(
         (Parameter(parameter.component, parameter.name.removesuffix("weight") + "bias"), start, stop, at)
         for parameter, start, stop, at in matrix.rows
     )
-    if all(parameter in file.layout for parameter, *_ in biases):
-        bias = draw(matrix.shape[0])
-        file.tensors[f"{matrix.name}.diff_b"] = bias
-        file.deltas.append((Matrix(matrix.name, biases, matrix.shape), bias.double))
+    return Matrix(matrix.name, rows, matrix.shape) if all(row[0] in file.layout for row in rows) else None
 
 
-_FORM = {"lora": _write_lora, "dora": _write_dora, "lokr": _write_lokr, "loha": _write_loha, "full": _write_full}
+_FORM = {
+    "lora": _write_lora,
+    "biased": _write_biased,
+    "dora": _write_dora,
+    "lokr": _write_lokr,
+    "loha": _write_loha,
+    "full": _write_full,
+}
 
 
 def _write_alpha(file: LoraFile, matrix: Matrix, alpha: float | None, rank: int) -> float:
@@ -370,11 +400,7 @@ def _delta(entry: Entry, of: Mapping[str, Tensor]) -> Tensor:
     def factor(name: str) -> Tensor:
         return of[name] if name in of else of[f"{name}_a"] @ of[f"{name}_b"]
 
-    inner = next((of[slot] for slot in ("down", "w2_b", "w1_b") if slot in of), None)
-    alpha = float(of["alpha"]) if "alpha" in of else entry.alpha
-    scale = 1.0
-    if alpha is not None and inner is not None:
-        scale = alpha / (math.sqrt(inner.shape[0]) if entry.rank_stabilised else inner.shape[0])
+    scale = _scale(entry, of)
     if entry.kind is Kind.LOW_RANK:
         return scale * of["up"] @ of["down"]
     if entry.kind is Kind.LOKR:
@@ -382,6 +408,14 @@ def _delta(entry: Entry, of: Mapping[str, Tensor]) -> Tensor:
     if entry.kind is Kind.LOHA:
         return scale * factor("w1") * factor("w2")
     return of["diff"]
+
+
+def _scale(entry: Entry, of: Mapping[str, Tensor]) -> float:
+    inner = next((of[slot] for slot in ("down", "w2_b", "w1_b") if slot in of), None)
+    alpha = float(of["alpha"]) if "alpha" in of else entry.alpha
+    if alpha is None or inner is None:
+        return 1.0
+    return alpha / (math.sqrt(inner.shape[0]) if entry.rank_stabilised else inner.shape[0])
 
 
 def _dora(base: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:

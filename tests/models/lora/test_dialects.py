@@ -280,36 +280,21 @@ def test_embeddings_that_onetrainer_bundles_are_unmatched(tiny_layout: Layout) -
     assert normalise(header([*file.tensors, *bundle]), {}, tiny_layout).unmatched == bundle
 
 
-@pytest.mark.parametrize(
-    ("rank", "said", "is_matched"),
-    [
-        (4, {}, True),
-        (4, {"lora_alpha": 4}, True),
-        (4, {"lora_alpha": 8}, False),
-        (4, {"lora_alpha": 2, "use_rslora": True}, True),
-    ],
-)
-def test_the_bias_of_an_up_matrix_is_taken_only_where_nothing_scales_it(
-    rank: int, said: dict[str, object], is_matched: bool, tiny_layout: Layout
-) -> None:
-    tensors = {
-        "double_blocks.0.img_attn.qkv.lora_A.weight": torch.zeros(rank, 32),
-        "double_blocks.0.img_attn.qkv.lora_B.weight": torch.zeros(96, rank),
-        "double_blocks.0.img_attn.qkv.lora_B.bias": torch.zeros(96),
+def test_onetrainers_newer_names_are_parts_of_the_references_matrices(tiny_layout: Layout) -> None:
+    names = {
+        "transformer.img_in.proj": "x_embedder",
+        "transformer.double_blocks.0.img_attn.qkv.2": "transformer_blocks.0.attn.to_v",
+        "transformer.double_blocks.0.txt_attn.qkv.0": "transformer_blocks.0.attn.add_q_proj",
+        "transformer.single_blocks.1.linear1.1": "single_transformer_blocks.1.attn.to_k",
+        "transformer.single_blocks.1.linear1.3": "single_transformer_blocks.1.proj_mlp",
+        "clip_l.text_model.encoder.layers.0.mlp.fc1": "encoder.layers.0.mlp.fc1",
+        "t5.encoder.block.0.layer.1.DenseReluDense.wi_0": "encoder.block.0.layer.1.DenseReluDense.wi_0",
     }
-    found = normalise(header(tensors), adapter_metadata(**said), tiny_layout)
-    assert found.unmatched == (() if is_matched else ("double_blocks.0.img_attn.qkv.lora_B.bias",))
-    if is_matched:
-        assert [part.parameter.name for part in found.entries[1].parts] == [
-            f"transformer_blocks.0.attn.to_{name}.bias" for name in "qkv"
-        ]
-
-
-def test_the_scales_of_norms_in_a_control_lora_are_weights_and_no_differences(tiny_layout: Layout) -> None:
-    keys = [
-        f"double_blocks.0.{side}_attn.norm.{name}_norm.scale" for side in ("img", "txt") for name in ("query", "key")
-    ]
-    assert normalise(header(keys), {}, tiny_layout).unmatched == tuple(keys)
+    keys = [f"{name}.lora_{side}.weight" for name in names for side in ("down", "up")]
+    found = normalise(header(keys), {}, tiny_layout)
+    assert found.unmatched == ()
+    assert [entry.parts[0].parameter.name for entry in found.entries] == [f"{name}.weight" for name in names.values()]
+    assert found.dialects == ("OneTrainer",)
 
 
 def test_differences_of_norms_are_found(tiny_layout: Layout) -> None:
@@ -357,6 +342,8 @@ def test_a_projection_trained_as_one_with_ranks_of_its_own_is_read_as_it_is(tiny
         ("ia3_l", "IA3"),
         ("vera_lambda_b", "VeRA"),
         ("lora_E", "AdaLoRA"),
+        ("p_layer.weight", "T-LoRA"),
+        ("lambda_layer", "T-LoRA"),
         ("lora_embedding_A", "embeddings"),
         ("set_weight", "replacement"),
         ("modules_to_save.default.weight", "modules_to_save"),

@@ -15,6 +15,7 @@ from dialect_files import DIALECTS, adapter_metadata, build, evaluated
 from diffusers import FluxKontextPipeline
 from diffusers.loaders import lora_conversion_utils as theirs
 from kontextd_models.lora.dialects import normalise
+from kontextd_models.lora.entry import Kind
 from kontextd_models.lora.layout import Component, Layout, Parameter
 from kontextd_models.weight_files import TensorInfo
 from peft.tuners.lora import LoraLayer
@@ -129,26 +130,29 @@ def test_the_control_loras_of_the_reference_agree_with_biases_and_all(full_layou
         bias = torch.randint(-2, 3, (len(tensors[key]),), generator=draw).float()
         tensors[key.replace("weight", "bias")] = bias
     norms = {
-        f"{block}.{norm}.{name}_norm.scale": torch.ones(128)
+        f"{block}.{norm}.{name}_norm.scale": torch.rand(128, generator=draw)
         for count, blocks, sides in ((19, "double", ("img_attn.norm", "txt_attn.norm")), (38, "single", ("norm",)))
         for block in (f"{blocks}_blocks.{number}" for number in range(count))
         for norm in sides
         for name in ("query", "key")
     }
     found = normalise(header(tensors | norms), {}, full_layout)
-    assert found.unmatched == tuple(norms)
+    assert found.unmatched == ()
     converted = theirs._convert_bfl_flux_control_lora_to_diffusers(dict(tensors | norms))
-    biases = {
-        key.removeprefix("transformer."): value for key, value in converted.items() if key.endswith("lora_B.bias")
-    }
+    converted = {key.removeprefix("transformer."): value for key, value in converted.items()}
+    biases = [key for key in converted if key.endswith("lora_B.bias")]
+    whole = [key for key in converted if ".norm_" in key and ".lora_" not in key]
     seen = 0
     for entry in found.entries:
-        for part in entry.parts if "diff" in entry.tensors else ():
-            name = part.parameter.name.replace(".bias", ".lora_B.bias")
-            there = biases[name][part.at : part.at + part.stop - part.start]
-            assert torch.equal(tensors[entry.tensors["diff"]][part.start : part.stop], there)
+        for part in entry.bias_parts:
+            there = converted[part.parameter.name.replace(".bias", ".lora_B.bias")]
+            ours = tensors[entry.tensors["bias"]][part.start : part.stop]
+            assert torch.equal(ours, there[part.at : part.at + part.stop - part.start])
             seen += 1
     assert seen == len(biases) + 1  # the two halves of the last modulation
+    replaced = {e.parts[0].parameter.name: norms[e.tensors["value"]] for e in found.entries if e.kind is Kind.REPLACED}
+    assert replaced.keys() == set(whole)
+    assert all(torch.equal(value, converted[name]) for name, value in replaced.items())
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -137,6 +137,16 @@ def test_a_file_that_is_gone_is_an_error_even_if_it_was_read(tiny_layout: Layout
         shelf.read(path)
 
 
+def test_a_path_that_leads_nowhere_is_an_error_of_the_file(tiny_layout: Layout, tmp_path: Path) -> None:
+    loop = tmp_path / "loop.safetensors"
+    loop.symlink_to(loop)
+    library = Library(tiny_layout, LoraLimits(), 2**20, torch.device("cpu"))
+    for path in (loop, tmp_path / "a\0b", tmp_path / ("x" * 300)):
+        with pytest.raises(LoraFileError, match=r"cannot be read: .* Give a file that is there\.") as caught:
+            library.read(path)
+        assert str(tmp_path) not in str(caught.value)
+
+
 def test_only_so_many_paths_are_remembered(
     tiny_layout: Layout, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,9 +198,13 @@ def test_a_magnitude_for_each_column_is_a_row(read: Read, name: str, rows: int) 
     assert torch.equal(magnitude, noise(1, 32))
 
 
-def test_magnitudes_of_columns_over_a_shared_matrix_are_refused(read: Read) -> None:
-    with pytest.raises(LoraFileError, match=r"dora_scale .* columns .* 3 parameters.*Convert"):
+def test_magnitudes_of_columns_over_a_matrix_that_is_cut_are_refused(read: Read) -> None:
+    """Also where its halves change places within one parameter: each would be normed by itself."""
+    with pytest.raises(LoraFileError, match=r"dora_scale .* columns .* in 3 places .*Convert"):
         read(fused() | {f"{QKV}.dora_scale": noise(1, 32)})
+    last = "lora_unet_final_layer_adaLN_modulation_1"
+    with pytest.raises(LoraFileError, match=r"dora_scale .* columns .* in 2 places .*Convert"):
+        read(plain(last, 64) | {f"{last}.dora_scale": noise(1, 32)})
 
 
 # What is refused.
@@ -301,6 +305,13 @@ def test_what_cannot_be_merged_is_refused_with_its_value(read: Read, case: str) 
         read({name: value.contiguous().clone() for name, value in tensors.items()})
     assert str(caught.value).startswith("style.safetensors")
     assert (str(caught.value).isprintable(), len(str(caught.value)) < 700, str(caught.value)[-1]) == (True, True, ".")
+
+
+def test_a_file_that_contradicts_itself_is_named(read: Read) -> None:
+    with pytest.raises(LoraFileError, match=r"^style\.safetensors: .* are both for "):
+        read(plain() | plain(TO_Q.removeprefix("transformer.")))
+    with pytest.raises(LoraFileError, match=r"^style\.safetensors: the metadata lora_adapter_metadata is not JSON"):
+        read(plain(), {"lora_adapter_metadata": "{"})
 
 
 def test_shapes_are_refused_before_a_tensor_is_read(read: Read) -> None:

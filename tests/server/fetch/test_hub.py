@@ -105,6 +105,18 @@ def test_of_several_one_has_to_be_named(online: Bench, holds: Listing) -> None:
         online.lora("owner/name")
 
 
+def test_a_file_that_no_id_can_name_is_named_by_its_url(
+    online: Bench, origin: Origin, holds: Listing, safetensors: bytes
+) -> None:
+    holds(["ink (2).safetensors", "old/ink.safetensors"])
+    with pytest.raises(NoHubFile) as caught:
+        online.lora("owner/name")
+    url = origin.url("/owner/name/resolve/main/ink%20%282%29.safetensors")
+    assert str(caught.value).endswith(f"Name one: {url}, owner/name/old/ink.safetensors.")
+    origin.routes["/owner/name/resolve/main/ink%20%282%29.safetensors"] = lambda x: x.answer(safetensors)
+    assert online.lora(url) == safetensors
+
+
 @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"siblings": 3}', b'{"siblings": [{}]}', b"[" * 100_000])
 def test_a_listing_that_is_none_is_the_hubs_failure(online: Bench, origin: Origin, body: bytes) -> None:
     origin.routes["/api/models/owner/name"] = lambda x: x.answer(body)

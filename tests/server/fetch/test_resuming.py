@@ -125,6 +125,39 @@ def test_a_part_that_does_not_reach_the_end_is_not_the_whole(
     assert ranges(origin) == [None, "bytes=2000-", "bytes=2100-"]
 
 
+def test_a_download_that_was_given_up_at_its_last_byte_is_no_dead_end(
+    bench: Bench, origin: Origin, safetensors: bytes
+) -> None:
+    """All of it is there then, and a server has nothing to answer for what comes after it."""
+
+    def serve(exchange: Exchange) -> None:
+        if exchange.asked.headers.get("range") == f"bytes={len(safetensors)}-":
+            exchange.answer(b"", "416 Range Not Satisfiable", Content_Range=f"bytes */{len(safetensors)}")
+        else:
+            exchange.answer(safetensors, ETag='"v1"')
+
+    def cancelled(so_far: int, _of: int | None) -> None:
+        if so_far == len(safetensors):
+            raise KeyboardInterrupt
+
+    origin.routes["/x"] = serve
+    with pytest.raises(KeyboardInterrupt):
+        bench.fetcher().fetch(origin.url("/x"), Purpose.LORA, bench.into(), cancelled)
+    assert bench.lora(origin.url("/x")) == safetensors
+    assert ranges(origin) == [None, f"bytes={len(safetensors)}-", None]
+    assert bench.leftovers() == []
+
+
+def test_a_file_that_is_gone_is_not_asked_for_over_and_over(bench: Bench, origin: Origin, safetensors: bytes) -> None:
+    origin.routes["/x"] = Breaking(safetensors, (3000,))
+    with pytest.raises(DownloadFailed):
+        bench.lora(origin.url("/x"))
+    origin.routes["/x"] = lambda exchange: exchange.answer(b"", "404 Not Found")
+    with pytest.raises(DownloadFailed, match="answered 404"):
+        bench.lora(origin.url("/x"))
+    assert ranges(origin) == [None, "bytes=3000-", None]
+
+
 def test_a_torn_note_of_a_partial_download_is_ignored(bench: Bench, origin: Origin, safetensors: bytes) -> None:
     origin.routes["/x"] = Breaking(safetensors, (3000,))
     with pytest.raises(DownloadFailed):

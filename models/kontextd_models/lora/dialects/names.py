@@ -1,8 +1,9 @@
 """Every name that a module of this model goes by, made from its layout. Knows how FLUX.1 is spelled; knows no suffixes.
 
 The model is diffusers' and transformers'; files also speak of the reference implementation (github.com/
-black-forest-labs/flux, `BFL`), which has q, k and v in one matrix, and of x-flux's processors (`XLabs`). Rows are
-counted from the layout, so that a model of any width and depth has its names.
+black-forest-labs/flux, `BFL`), which has q, k and v in one matrix, of x-flux's processors (`XLabs`), and of parts of
+BFL's matrices (`OneTrainer`, in the form that it calls OMI). Rows are counted from the layout, so that a model of any
+width and depth has its names.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from kontextd_models.lora.layout import Component, Layout, Parameter
 _DIFFUSERS = "diffusers"
 _BFL = "BFL"
 _XLABS = "XLabs"
+_ONETRAINER = "OneTrainer"
 
 _DOUBLE, _SINGLE = "transformer_blocks.{}.", "single_transformer_blocks.{}."
 _IMAGE_QKV = (_DOUBLE + "attn.to_q", _DOUBLE + "attn.to_k", _DOUBLE + "attn.to_v")
 _TEXT_QKV = (_DOUBLE + "attn.add_q_proj", _DOUBLE + "attn.add_k_proj", _DOUBLE + "attn.add_v_proj")
 _SINGLE_QKV = (_SINGLE + "attn.to_q", _SINGLE + "attn.to_k", _SINGLE + "attn.to_v")
+_SINGLE_LINEAR1 = (*_SINGLE_QKV, _SINGLE + "proj_mlp")
 
 # The reference's name and diffusers' names of its rows, from the first to the last (diffusers'
 # scripts/convert_flux_to_diffusers.py has the same table for whole checkpoints). `{}` is a block's number.
@@ -50,7 +53,7 @@ _FUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     (_BFL, "double_blocks.{}.txt_mlp.0", (_DOUBLE + "ff_context.net.0.proj",)),
     (_BFL, "double_blocks.{}.txt_mlp.2", (_DOUBLE + "ff_context.net.2",)),
     (_BFL, "single_blocks.{}.modulation.lin", (_SINGLE + "norm.linear",)),
-    (_BFL, "single_blocks.{}.linear1", (*_SINGLE_QKV, _SINGLE + "proj_mlp")),
+    (_BFL, "single_blocks.{}.linear1", _SINGLE_LINEAR1),
     (_BFL, "single_blocks.{}.linear1_qkv", _SINGLE_QKV),  # ComfyUI's word for x-flux's qkv_lora of a single block
     (_BFL, "single_blocks.{}.linear2", (_SINGLE + "proj_out",)),
     (_BFL, "single_blocks.{}.norm.query_norm", (_SINGLE + "attn.norm_q",)),
@@ -62,6 +65,11 @@ _FUSED: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     # Of `processor.qkv_lora.down.weight` the `_lora.down.weight` is a suffix, that of diffusers before peft.
     (_XLABS, "single_blocks.{}.processor.qkv", _SINGLE_QKV),
     (_XLABS, "single_blocks.{}.processor.proj", (_SINGLE + "proj_out",)),
+    # modules/util/convert/lora/convert_flux_lora.py; the other names are BFL's.
+    (_ONETRAINER, "img_in.proj", ("x_embedder",)),
+    *((_ONETRAINER, f"double_blocks.{{}}.img_attn.qkv.{part}", (stem,)) for part, stem in enumerate(_IMAGE_QKV)),
+    *((_ONETRAINER, f"double_blocks.{{}}.txt_attn.qkv.{part}", (stem,)) for part, stem in enumerate(_TEXT_QKV)),
+    *((_ONETRAINER, f"single_blocks.{{}}.linear1.{part}", (stem,)) for part, stem in enumerate(_SINGLE_LINEAR1)),
 )
 # The reference's last modulation gives shift and then scale (flux/modules/layers.py, LastLayer), diffusers'
 # AdaLayerNormContinuous scale and then shift.

@@ -6,16 +6,15 @@ unmatched with all its tensors, never read in part.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from kontextd_models.errors import LoraFileError
 from kontextd_models.lora.dialects.metadata import AdapterConfig, configs
 from kontextd_models.lora.dialects.names import Module, Names
 from kontextd_models.lora.dialects.prefixes import dialect, readings
-from kontextd_models.lora.dialects.suffixes import ALPHA, DORA_SCALE, OUTPUT_BIAS, Slot, parsed
+from kontextd_models.lora.dialects.suffixes import ALPHA, BIAS, DORA_SCALE, Slot, parsed
 from kontextd_models.lora.entry import Entry, Kind, Normalised, Part
 from kontextd_models.lora.layout import Component, Layout, Parameter
 from kontextd_models.weight_files import TensorInfo
@@ -28,6 +27,7 @@ _WHOLE: Mapping[Kind, tuple[frozenset[str], ...]] = {
     ),
     Kind.LOHA: (frozenset({"w1_a", "w1_b", "w2_a", "w2_b"}),),
     Kind.FULL: (frozenset({"diff"}),),
+    Kind.REPLACED: (frozenset({"value"}),),
 }
 
 
@@ -50,14 +50,15 @@ def normalise(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str], la
     Raises `LoraFileError` where the file spells a matrix twice, or its metadata makes no sense.
     """
     names, said = Names(layout), configs(metadata)
-    matrices = _matrices(tensors, names)
     entries: list[Entry] = []
     dialects: dict[bool, set[str]] = {True: set(), False: set()}
-    for matrix in matrices:
-        found = list(_entries(matrix, tensors, said[matrix.module.component], names))
+    for matrix in _matrices(tensors, names):
+        found = list(_entries(matrix, said[matrix.module.component], names))
         entries += found
         if found:
             dialects[matrix.module.component is Component.TRANSFORMER] |= matrix.dialects
+    if all(entry.kind is Kind.REPLACED for entry in entries):  # a checkpoint of the whole model has such tensors too
+        return Normalised((), tuple(tensors), ())
     _check_spelled_once(entries)
     taken = {key for entry in entries for key in entry.tensors.values()}
     unmatched = tuple(key for key in tensors if key not in taken)
@@ -90,46 +91,40 @@ def _module(name: str, names: Names) -> tuple[str, Module, str] | None:
     return None
 
 
-def _entries(
-    matrix: _Matrix, tensors: Mapping[str, TensorInfo], config: AdapterConfig, names: Names
-) -> Iterator[Entry]:
+def _entries(matrix: _Matrix, config: AdapterConfig, names: Names) -> Iterator[Entry]:
     whole = [kind for kind in Kind if frozenset(matrix.of_weight(kind)) in _WHOLE[kind]]
     if len(whole) > 1:
         first, second = (next(iter(matrix.of_weight(kind).values())) for kind in whole[:2])
         raise _twice(first, second, matrix.module.parts[0].parameter)
     biases = names.biases(matrix.module)
     if whole:
-        entry = _entry(matrix, whole[0], config)
-        yield entry
-        bias = matrix.slots.get(OUTPUT_BIAS)
-        if bias and biases and _is_unscaled(entry, tensors):
-            yield Entry(Kind.FULL, {"diff": bias}, biases)
+        yield _entry(matrix, whole[0], config, biases or ())
     bias = matrix.slots.get(Slot(Kind.FULL, "diff", of_bias=True))
     if bias and biases:
         yield Entry(Kind.FULL, {"diff": bias}, biases)
 
 
-def _entry(matrix: _Matrix, kind: Kind, config: AdapterConfig) -> Entry:
-    extras = {slot.name: matrix.slots[slot] for slot in (ALPHA, DORA_SCALE) if slot in matrix.slots}
-    tensors = {**matrix.of_weight(kind), **extras}
-    if kind is Kind.FULL or "alpha" in tensors:
-        return Entry(kind, tensors, matrix.module.parts)
-    return Entry(kind, tensors, matrix.module.parts, config.alpha_of(matrix.name), config.rank_stabilised)
-
-
-def _is_unscaled(entry: Entry, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Whether a bias of the up matrix is the whole change of the module's bias: an entry for that has no factor."""
-    if "alpha" in entry.tensors or "dora_scale" in entry.tensors or entry.kind is not Kind.LOW_RANK:
-        return False
-    rank = (*tensors[entry.tensors["down"]].shape, 0)[0]
-    return entry.alpha is None or entry.alpha == (math.sqrt(rank) if entry.rank_stabilised else rank)
+def _entry(matrix: _Matrix, kind: Kind, config: AdapterConfig, biases: tuple[Part, ...]) -> Entry:
+    """A bias is taken only with a plain pair: peft has none with DoRA."""
+    beside = {slot.name: matrix.slots[slot] for slot in (ALPHA, DORA_SCALE, BIAS) if slot in matrix.slots}
+    if kind is not Kind.LOW_RANK or "dora_scale" in beside or not biases:
+        beside.pop("bias", None)
+    entry = Entry(
+        kind,
+        {**matrix.of_weight(kind), **beside},
+        matrix.module.parts,
+        bias_parts=biases if "bias" in beside else (),
+    )
+    if kind in (Kind.FULL, Kind.REPLACED) or "alpha" in beside:
+        return entry
+    return replace(entry, alpha=config.alpha_of(matrix.name), rank_stabilised=config.rank_stabilised)
 
 
 def _check_spelled_once(entries: Iterable[Entry]) -> None:
     """No two entries change the same rows: the file has q, k and v in one and each by itself, say."""
     taken: dict[Parameter, list[tuple[int, int, str]]] = {}
     for entry in entries:
-        for part in entry.parts:
+        for part in entry.all_parts:
             key = next(iter(entry.tensors.values()))
             taken.setdefault(part.parameter, []).append((part.at, part.at + part.stop - part.start, key))
     for parameter, rows in taken.items():

@@ -1,6 +1,6 @@
 """What a key begins with: the component it is of, and who writes so. Knows the starts of names; knows no modules.
 
-Sources: the savers of diffusers, peft, sd-scripts (`LORA_PREFIX_…`), OneTrainer (`lora_text_encoders`), LyCORIS
+Sources: the savers of diffusers, peft, sd-scripts (`LORA_PREFIX_…`), OneTrainer (`convert_flux_lora.py`), LyCORIS
 (`LORA_PREFIX`), and what ComfyUI's `model_lora_keys_unet` and `model_lora_keys_clip` look for.
 """
 
@@ -35,6 +35,8 @@ _PREFIXES = (
     Prefix("lora_te3_", Component.T5, _KOHYA, flat=True),  # sd-scripts since
     Prefix("lora_transformer_", Component.TRANSFORMER, "OneTrainer", flat=True),
     Prefix("lycoris_", Component.TRANSFORMER, "LyCORIS", flat=True),
+    Prefix("clip_l.", Component.CLIP, "OneTrainer"),
+    Prefix("t5.", Component.T5, "OneTrainer"),
     Prefix("text_encoders.clip_l.transformer.", Component.CLIP, _COMFY),
     Prefix("text_encoders.t5xxl.transformer.", Component.T5, _COMFY),
     Prefix("text_encoder.base_model.model.", Component.CLIP, _PEFT),

@@ -2,7 +2,7 @@
 
 Sources: peft (`lora_A`, `lora_B`, `lora_magnitude_vector`, with or without the adapter's name), sd-scripts and LyCORIS
 (`weight_list` of each of lycoris/modules), diffusers before peft (`lora.down`, `lora_linear_layer.down`), x-flux
-(`down`), ai-toolkit (`magnitude`), ComfyUI (comfy/weight_adapter).
+(`down`), ai-toolkit (`magnitude`), ComfyUI (comfy/weight_adapter), the reference's control LoRAs (norms whole).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Slot(NamedTuple):
 
 ALPHA = Slot(None, "alpha")
 DORA_SCALE = Slot(None, "dora_scale")
-OUTPUT_BIAS = Slot(None, "output bias")  # of peft's lora_bias: added to what the up matrix gives, and scaled with it
+BIAS = Slot(None, "bias")  # of peft's lora_bias: added to what the up matrix gives, and scaled with it
 
 # peft's name of the adapter: `default`, say, in files that were not saved by its own function.
 _ADAPTER = r"(?:\.(?!(?:bias|alpha)\Z)[^.]+)?"
@@ -35,7 +35,7 @@ _LOKR = ("w1_a", "w1_b", "w1", "w2_a", "w2_b", "w2", "t1", "t2")
 _LOHA = ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")
 
 _SUFFIXES: tuple[tuple[str, Slot], ...] = (
-    (rf"\.lora_B{_ADAPTER}\.bias", OUTPUT_BIAS),
+    (rf"\.lora_B{_ADAPTER}\.bias", BIAS),
     (rf"\.lora_A{_ADAPTER}(?:\.weight)?", Slot(Kind.LOW_RANK, "down")),
     (rf"\.lora_B{_ADAPTER}(?:\.weight)?", Slot(Kind.LOW_RANK, "up")),
     (rf"\.lora_E{_ADAPTER}", Slot(Kind.LOW_RANK, "E")),  # AdaLoRA: up · E · down
@@ -46,6 +46,10 @@ _SUFFIXES: tuple[tuple[str, Slot], ...] = (
     *((rf"\.hada_{name}{_ADAPTER}", Slot(Kind.LOHA, name)) for name in _LOHA),
     (r"\.(?:diff|w_norm)", Slot(Kind.FULL, "diff")),
     (r"\.(?:diff_b|b_norm)", Slot(Kind.FULL, "diff", of_bias=True)),
+    # Norms that were trained whole: of the reference, of ComfyUI's copy of that, of diffusers (`lora_pipeline.py`,
+    # `_control_lora_supported_norm_keys`). Any other `.weight` is that of a checkpoint.
+    (r"(?<=_norm)\.scale(?:\.set_weight)?", Slot(Kind.REPLACED, "value")),
+    (r"(?:(?<=\.norm_[qk])|(?<=\.norm_added_[qk]))\.weight", Slot(Kind.REPLACED, "value")),
     (r"\.alpha", ALPHA),
     (rf"\.(?:dora_scale|magnitude|lora_magnitude_vector{_ADAPTER}(?:\.weight)?)", DORA_SCALE),
 )

@@ -18,6 +18,7 @@ _FORMS = (
     ("OFT", r"\.oft_(blocks|diag|R|r|vec)(\.[^.]+)*"),
     ("IA3", r"\.(on_input|ia3_l(\.[^.]+)*)"),
     ("VeRA", r"\.vera_(lambda_[bd]|[AB])(\.[^.]+)*"),
+    ("T-LoRA", r"\.([pq]_layer\.weight|lambda_layer)"),
     ("AdaLoRA", r"\.lora_E(\.[^.]+)?"),
     ("a LoRA of embeddings (lora_embedding_A)", r"\.lora_embedding_[AB](\.[^.]+)*"),
     ("replacement weights (set_weight, reshape_weight)", r"\.(set_weight|reshape_weight)"),
