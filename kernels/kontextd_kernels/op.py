@@ -45,7 +45,8 @@ class Op:
 
     `exact` takes them in fp64 and gives the result before it is rounded; `values` reads a result back into fp64. The
     tolerance goes by the dtype of the result, of its first tensor where it has several. `awkward` cases are for tests;
-    `ours` are the shapes of the model, for the benchmark, by kind of device.
+    `ours` are the shapes of the model, for the benchmark, by kind of device. A launcher that `takes_memory` is given
+    that of its results after the inputs.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Op:
     tolerance: Mapping[torch.dtype, Tolerance]
     awkward: tuple[Case, ...]
     ours: Mapping[str, tuple[Case, ...]]
+    takes_memory: bool = True
 
     def excess(self, inputs: Inputs, result: Result) -> float:
         """The largest error of `result` in units of what is allowed: at most 1 where the op is right, NaN for NaN."""

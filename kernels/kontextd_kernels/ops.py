@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kontextd_kernels.lora_merge import rows
+from kontextd_kernels.fp8_linear.rows import FP8_LINEAR
+from kontextd_kernels.lora_merge.rows import MERGED, MERGED_FP8
 from kontextd_kernels.op import Op
 
-OPS: tuple[Op, ...] = (rows.MERGED, rows.MERGED_FP8)
+OPS: tuple[Op, ...] = (MERGED, MERGED_FP8, FP8_LINEAR)

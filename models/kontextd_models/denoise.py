@@ -138,7 +138,8 @@ def shift(tokens: int, base_tokens: int, max_tokens: int, base_shift: float, max
 
 def _forward(model: LoadedModel, inputs: Inputs, preset: Preset) -> Forward:
     if model.memory_mode in (MemoryMode.RESIDENT, MemoryMode.ENCODERS_OFF):
-        return WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=preset.modulation_ahead)
+        ahead = preset.modulation_ahead
+        return WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=ahead, blocks=model.blocks)
     return Stock(model.pipeline.transformer, inputs)
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kontextd_models.embedded import embedded_model_dir
-from kontextd_models.errors import InvalidValue
-from kontextd_models.folder import ModelCard, check_folder
+from kontextd_models.folder import ModelCard
 from kontextd_models.limits import ModelLimits
 from kontextd_models.records import EngineConfig, MemoryMode
 
 if TYPE_CHECKING:
     import torch
+
+    from kontextd_models.execution.planning import ExecutionPlan
 
 
 class Chosen(Protocol):
@@ -33,6 +33,10 @@ class Chosen(Protocol):
     def memory_mode(self) -> MemoryMode: ...
     @property
     def memory_reason(self) -> str: ...
+    @property
+    def execution(self) -> ExecutionPlan: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -46,34 +50,25 @@ class Choice:
     dtype: torch.dtype
     memory_mode: MemoryMode
     memory_reason: str
+    execution: ExecutionPlan
+    notes: tuple[str, ...]
 
 
 def choice(config: EngineConfig) -> Choice:
     """What `load_engine` would choose, by the memory that is free now. In seconds, where loading takes a minute.
 
-    Raises `ModelError` naming the file at fault, and `InvalidValue` for a device or dtype that cannot be.
+    Raises `ModelError` naming the file at fault, and `InvalidValue` for a setting that cannot be.
     """
-    from kontextd_models import memory
-    from kontextd_models.loading import pick_device, pick_dtype
+    from kontextd_models.loading import plan_loading
 
-    folder = check_folder(config.model or embedded_model_dir())
-    limits = _under_ceiling(folder.card.limits, config.max_area)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    sizes = memory.sizes_of(folder, dtype.itemsize, limits.max_area)
-    mode, reason = memory.choose(memory.free_bytes(device), sizes, device.type == "cuda", config.memory_mode)
-    return Choice(folder.path, folder.card, limits, device, dtype, mode, reason)
-
-
-def _under_ceiling(limits: ModelLimits, max_area: int | None) -> ModelLimits:
-    try:
-        return limits if max_area is None else replace(limits, max_area=max_area)
-    except ValueError as error:
-        raise InvalidValue(str(error), field="max_area") from error
+    plan = plan_loading(config)
+    mode, reason, execution = plan.memory_mode, plan.memory_reason, plan.execution
+    folder, card = plan.source.path, plan.source.card
+    return Choice(folder, card, plan.limits, plan.device, plan.dtype, mode, reason, execution, execution.notes)
 
 
 def describe(model: Chosen) -> dict[str, object]:
-    """The model's name and limits, and device, dtype and memory mode with the reason. Fit for JSON."""
+    """The model's name and limits, and what is chosen for it on this machine, with reasons. Fit for JSON."""
     return {
         "name": model.card.name,
         "demonstration": model.card.demonstration,
@@ -84,6 +79,9 @@ def describe(model: Chosen) -> dict[str, object]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "memory_mode": model.memory_mode.value,
         "memory_reason": model.memory_reason,
+        "precision": model.execution.precision,
+        "compiled": model.execution.compiled,
+        "notes": list(model.notes),
     }
 
 
@@ -95,10 +93,18 @@ def as_text(model: Chosen) -> str:
         f"folder    {model.folder}",
         f"device    {model.device}, {dtype}",
         f"memory    {model.memory_mode.value}: {model.memory_reason}",
+        f"blocks    {', '.join(_ways(model.execution))}",
         f"sizes     {limits.min_area} to {limits.max_area} pixels, native {limits.native_area}, "
         f"aspect up to {limits.max_aspect:g}:1, sides from {limits.min_input_side} px",
     ]
+    lines += [f"note      {note}" for note in model.notes]
     if model.card.demonstration:
         lines += ["", "This is a demonstration model. Any other prompt gives the photo back unchanged. It knows:"]
         lines += [f"  {instruction}" for instruction in model.card.instructions]
     return "\n".join(lines)
+
+
+def _ways(execution: ExecutionPlan) -> tuple[str, str, str]:
+    attention = "fastest that is right" if execution.attention == "auto" else execution.attention
+    compiled = "compiled" if execution.compiled else "not compiled"
+    return f"{execution.precision} precision", compiled, f"attention {attention}"

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from kontextd_models import EngineConfig, memory
+from kontextd_models.acceleration.table import presets_of
 from kontextd_models.checks import Check
 from kontextd_models.checksums import MANIFEST, expected, model_files, sha256_of
 from kontextd_models.embedded import embedded_model_dir
-from kontextd_models.errors import ModelError
+from kontextd_models.errors import KontextdError, ModelError
+from kontextd_models.execution.planning import Device, choose_precision, reuses_reference
 from kontextd_models.folder import ModelFolder, check_folder
 from kontextd_models.safety.gate import EMBEDDED
 from kontextd_models.safety.open_nsfw import SHA256, read_weights, weights_file
@@ -179,7 +181,14 @@ def check_memory(patient: Patient, folder: ModelFolder | None, report: Mapping[s
     card = _card(patient.config.device, _rows(report, "gpus"))
     on_gpu, config = card is not None, patient.config
     in_bfloat16 = config.dtype == "bfloat16" or (config.dtype == "auto" and on_gpu)
-    sizes = memory.sizes_of(folder, 2 if in_bfloat16 else 4, config.max_area or folder.card.limits.max_area)
+    area = config.max_area or folder.card.limits.max_area
+    try:
+        presets = presets_of(folder.path, config.presets)
+        fp8, _ = choose_precision(config, presets, Device(_capability(card), in_bfloat16))
+    except KontextdError as error:
+        return Check("memory", False, str(error))
+    keeps = reuses_reference(presets.rows.values())
+    sizes = memory.sizes_of(folder, 2 if in_bfloat16 else 4, area, fp8=fp8, keeps_reference=keeps)
     mode, _ = memory.choose(card["free_bytes"] if card else 0, sizes, on_gpu, config.memory_mode)
     needed = int(memory.host_needs(sizes, mode, on_gpu) * _MEMORY_MARGIN)
     figures = {"available_bytes": available, "needed_bytes": needed, "memory_mode": mode}
@@ -244,6 +253,14 @@ def _card(device: str, cards: list[Any]) -> Any | None:
         return None
     number = device.partition(":")[2] or "0"
     return cards[int(number)] if number.isdigit() and int(number) < len(cards) else None
+
+
+def _capability(card: Any | None) -> tuple[int, int] | None:
+    """Of a row that `probe` printed, such as "9.0"."""
+    if card is None:
+        return None
+    major, _, minor = str(card["capability"]).partition(".")
+    return int(major), int(minor)
 
 
 def _why_unseen(cards: list[dict[str, str]], report: Mapping[str, object] | None) -> str:

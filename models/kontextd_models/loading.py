@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,19 @@ from kontextd_models.acceleration.table import PresetTable, presets_of
 from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.encode import Pipeline
 from kontextd_models.errors import InvalidValue
-from kontextd_models.folder import ModelCard, check_folder
+from kontextd_models.execution import fp8
+from kontextd_models.execution.blocks import NATIVE, Blocks, open_blocks
+from kontextd_models.execution.planning import (
+    Device,
+    ExecutionPlan,
+    choose_precision,
+    plan_execution,
+    reuses_reference,
+)
+from kontextd_models.folder import ModelCard, ModelFolder, check_folder
 from kontextd_models.limits import ModelLimits
 from kontextd_models.lora.merging import Merger, open_merger
+from kontextd_models.lora.pristine import Masters
 from kontextd_models.pretrained import load_part, load_weights, quiet
 from kontextd_models.records import EngineConfig, MemoryMode
 
@@ -46,8 +56,32 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
+class LoadingPlan:
+    """What loading a model now would choose, by the memory that is free now. `sizes` are those of a placed model."""
+
+    source: ModelFolder
+    limits: ModelLimits  # the card's, under the operator's ceiling
+    presets: PresetTable
+    device: torch.device
+    dtype: torch.dtype
+    sizes: memory.ModelSizes
+    free_bytes: int  # on the device
+    memory_mode: MemoryMode
+    memory_reason: str
+    execution: ExecutionPlan
+
+    @property
+    def needed_bytes(self) -> int:
+        """On the device, for the model and its edits."""
+        return memory.needs(self.sizes)[self.memory_mode] if self.device.type == "cuda" else 0
+
+
+@dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline whose weights lie where `memory_mode` wants them, and what its folder says of it."""
+    """A pipeline whose weights lie where `memory_mode` wants them, and what its folder says of it.
+
+    `masters` keep the weights as they were loaded, where `execution` has turned some into float8.
+    """
 
     pipeline: Pipeline
     folder: Path
@@ -58,33 +92,77 @@ class LoadedModel:
     dtype: torch.dtype
     memory_mode: MemoryMode
     memory_reason: str
+    execution: ExecutionPlan = field(default_factory=ExecutionPlan)
+    blocks: Blocks = NATIVE
+    masters: Masters | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was asked for and cannot be, and what failed since and runs otherwise."""
+        return (*self.execution.notes, *self.blocks.notes)
+
+    @property
+    def numerics(self) -> str:
+        """What decides the numbers beside device and weights: such as "float32", or "bfloat16, fp8 blocks"."""
+        told = [str(self.dtype).removeprefix("torch.")]
+        told += ["fp8 blocks"] if self.execution.fp8 else []
+        told += [] if self.blocks.is_plain else [f"blocks {self.blocks.way}"]
+        return ", ".join(told)
 
     @cached_property
     def merger(self) -> Merger:
         """The one writer of these weights, for all engines around this model: it alone knows what is merged."""
-        return open_merger(self.pipeline, self.folder, self.device, self.memory_mode)
+        return open_merger(self.pipeline, self.folder, self.device, self.memory_mode, self.masters)
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
     """Check the folder, load it, and place its weights.
 
-    Raises `ModelError` naming the file at fault, and `InvalidValue` for a device, dtype or area that cannot be.
+    Raises `ModelError` naming the file at fault, and `InvalidValue` for a setting that cannot be.
     """
+    plan = plan_loading(config)
+    _announce(plan, config)
+    device, mode = plan.device, plan.memory_mode
+    folder, card = plan.source.path, plan.source.card
+    pipeline = load_pipeline(folder, plan.dtype)
+    masters = fp8.lower(pipeline, folder, device, mode, plan.needed_bytes) if plan.execution.fp8 else None
+    memory.place(pipeline, mode, device)
+    native_tokens = card.limits.native_area // card.limits.grid**2
+    blocks = open_blocks(plan.execution, pipeline, device, plan.dtype, native_tokens, config.compile_cache)
+    return LoadedModel(
+        pipeline, folder, card, plan.limits, plan.presets, device, plan.dtype, mode, plan.memory_reason,
+        plan.execution, blocks, masters,
+    )  # fmt: skip
+
+
+def plan_loading(config: EngineConfig) -> LoadingPlan:
+    """In seconds, where loading takes a minute. Raises what `load_model` raises, for the same reasons."""
     folder = check_folder(config.model or embedded_model_dir())
     limits, presets = _limits(folder.card.limits, config.max_area), presets_of(folder.path, config.presets)
     device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    is_cuda = device.type == "cuda"
+    kind = Device(torch.cuda.get_device_capability(device) if is_cuda else None, dtype == torch.bfloat16)
+    precision = choose_precision(config, presets, kind)
+    keeps = reuses_reference(presets.rows.values())
+    sizes = memory.sizes_of(folder, dtype.itemsize, limits.max_area, fp8=precision[0], keeps_reference=keeps)
+    free = memory.free_bytes(device)
+    mode, reason = memory.choose(free, sizes, is_cuda, config.memory_mode)
+    execution = plan_execution(config, precision, kind, mode)
+    return LoadingPlan(folder, limits, presets, device, dtype, sizes, free, mode, reason, execution)
+
+
+def _announce(plan: LoadingPlan, config: EngineConfig) -> None:
+    """Into the log: what was chosen, and loudly what was not asked for so."""
+    folder, device, mode = plan.source, plan.device, plan.memory_mode
     if device.type == "cpu" and config.device == "auto" and not folder.card.demonstration:
         log.warning("torch sees no GPU: %s will run on the CPU, which is slow. Try `kontextd doctor`.", folder.path)
-    dtype = pick_dtype(config.dtype, device)
-    sizes = memory.sizes_of(folder, dtype.itemsize, limits.max_area)
-    free, is_cuda = memory.free_bytes(device), device.type == "cuda"
-    mode, reason = memory.choose(free, sizes, is_cuda, config.memory_mode)
-    as_asked = config.memory_mode in (MemoryMode.AUTO, mode) and (not is_cuda or memory.needs(sizes)[mode] <= free)
+    as_asked = config.memory_mode in (MemoryMode.AUTO, mode) and plan.needed_bytes <= plan.free_bytes
     level = logging.INFO if as_asked else logging.WARNING
-    log.log(level, "%s on %s in %s: memory mode %s, %s", folder.card.name, device, dtype, mode.value, reason)
-    pipeline = load_pipeline(folder.path, dtype)
-    memory.place(pipeline, mode, device)
-    return LoadedModel(pipeline, folder.path, folder.card, limits, presets, device, dtype, mode, reason)
+    name, reason = folder.card.name, plan.memory_reason
+    log.log(level, "%s on %s in %s: memory mode %s, %s", name, device, plan.dtype, mode.value, reason)
+    for note in plan.execution.notes:
+        log.warning("%s", note)
 
 
 def load_pipeline(path: Path, dtype: torch.dtype) -> Pipeline:

@@ -1,17 +1,20 @@
 """Memory modes: where the weights live while an edit runs. Knows sizes and devices; knows no requests and no images.
 
 `choose` is arithmetic on bytes; torch comes in with `place` and `free_bytes`, so `doctor` can plan without it. What a
-mode needs on the device, R being a reserve of 1 GB for the CUDA context, cuBLAS and fragments, and A the activations:
+mode needs on the device, R being a reserve of 1 GB for the CUDA context, cuBLAS and fragments, A the activations, and K
+what presets keep of the reference:
 
 | mode | on the device | FLUX.1 Kontext, bfloat16, A at 1 MP + 1 MP | 2 MP + 2 MP |
 |---|---|---|---|
-| `resident` | transformer + text encoders + VAE + A + R | 37.4 GB | 40.1 GB |
-| `encoders_off` | transformer + VAE + max(A, one encoder layer) + R | 27.7 GB | 30.3 GB |
+| `resident` | transformer + text encoders + VAE + A + K + R | 37.4 GB | 40.1 GB |
+| `encoders_off` | transformer + VAE + max(A + K, one encoder layer) + R | 27.7 GB | 30.3 GB |
 | `group_offload` | the rest of the transformer + 2 blocks + VAE + A + R | 5.3 GB | 8.0 GB |
 | `sequential` | 2 layers + VAE + A + R | 4.4 GB | 7.1 GB |
 
 (transformer 23.8 GB, T5 9.5, CLIP 0.25, VAE 0.17; a double block 0.68, T5's embedding 0.26; A 2.7 and 5.4 GB, which
-are estimates.) The engine asks for A at the model's ceiling, so that no size it accepts runs out of memory.
+are estimates. Where presets reuse the reference, K is 2.9 and 5.7 GB, else 0. With the blocks in float8 the transformer
+has 15.3 GB and a double block 0.45: the first three modes need 28.9, 19.2 and 4.8 GB.) The engine asks for A at the
+model's ceiling, so that no size it accepts runs out of memory.
 
 Off the device is in host memory, pinned on CUDA: `encoders_off` wants 10 GB of that, the two below it 34 GB. Files in
 the dtype the model runs in are mapped while they load, which takes page cache but no memory of the process's own;
@@ -26,9 +29,11 @@ are equal to the bit. Weights stay ordinary parameters that may be written in pl
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kontextd_models.execution.precision import fp8_layers
 from kontextd_models.folder import ModelFolder
 from kontextd_models.records import MemoryMode
 
@@ -36,6 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from kontextd_models.encode import Pipeline
+    from kontextd_models.weight_files import TensorInfo
 
 RESERVE_BYTES = 1_000_000_000
 _BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.\d+\.")
@@ -50,7 +56,11 @@ _PROMPT_TOKENS = 512
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Bytes, in the dtype the model runs in. `outside_blocks` is the part of the transformer that is in no block."""
+    """Bytes, in the dtype the model runs in. `outside_blocks` is the part of the transformer that is in no block.
+
+    `kept_reference` are the reference's keys and values in all blocks, where presets reuse them; `gone_once_loaded` is
+    what the transformer has more of before its blocks are in float8.
+    """
 
     transformer: int
     text_encoders: int
@@ -59,6 +69,8 @@ class ModelSizes:
     outside_blocks: int
     largest_layer: int
     activations: int
+    kept_reference: int = 0
+    gone_once_loaded: int = 0
 
 
 def choose(
@@ -92,9 +104,10 @@ def choose(
 def needs(sizes: ModelSizes) -> dict[MemoryMode, int]:
     """Bytes on the device by mode, the fastest mode first."""
     always = sizes.vae + RESERVE_BYTES
+    edit = sizes.activations + sizes.kept_reference
     return {
-        MemoryMode.RESIDENT: always + sizes.transformer + sizes.text_encoders + sizes.activations,
-        MemoryMode.ENCODERS_OFF: always + sizes.transformer + max(sizes.activations, 2 * sizes.largest_layer),
+        MemoryMode.RESIDENT: always + sizes.transformer + sizes.text_encoders + edit,
+        MemoryMode.ENCODERS_OFF: always + sizes.transformer + max(edit, 2 * sizes.largest_layer),
         MemoryMode.GROUP_OFFLOAD: always + sizes.outside_blocks + 2 * sizes.largest_block + sizes.activations,
         MemoryMode.SEQUENTIAL: always + 2 * sizes.largest_layer + sizes.activations,
     }
@@ -102,30 +115,53 @@ def needs(sizes: ModelSizes) -> dict[MemoryMode, int]:
 
 def host_needs(sizes: ModelSizes, mode: MemoryMode, is_cuda: bool) -> int:
     """Bytes of host memory that the weights take in `mode`. Of what goes to a GPU, the transformer passes through."""
-    everything = sizes.transformer + sizes.text_encoders + sizes.vae
+    transformer = sizes.transformer + sizes.gone_once_loaded
     if not is_cuda or mode in (MemoryMode.GROUP_OFFLOAD, MemoryMode.SEQUENTIAL):
-        return everything
-    return max(sizes.transformer, sizes.text_encoders)
+        return transformer + sizes.text_encoders + sizes.vae
+    return max(transformer, sizes.text_encoders)
 
 
-def sizes_of(folder: ModelFolder, bytes_per_element: int, area: int) -> ModelSizes:
+def sizes_of(
+    folder: ModelFolder, bytes_per_element: int, area: int, *, fp8: bool = False, keeps_reference: bool = False
+) -> ModelSizes:
     """The sizes of a checked folder, with activations for an output and a reference of `area` pixels each."""
-    elements = {part: sum(info.elements for info in tensors.values()) for part, tensors in folder.tensors.items()}
+    transformer = folder.tensors["transformer"]
+    lowered = _lowered(transformer) if fp8 else frozenset()
+    sizes = {  # by part and tensor
+        part: {
+            name: _fp8_bytes(info) if part == "transformer" and name in lowered else bytes_per_element * info.elements
+            for name, info in tensors.items()
+        }
+        for part, tensors in folder.tensors.items()
+    }
     blocks: dict[str, int] = {}
-    for name, info in folder.tensors["transformer"].items():
+    for name, size in sizes["transformer"].items():
         found = _BLOCK.match(name)
         if found:
-            blocks[found[0]] = blocks.get(found[0], 0) + info.elements
-    layers = [info.elements for tensors in folder.tensors.values() for info in tensors.values()]
+            blocks[found[0]] = blocks.get(found[0], 0) + size
+    total = sum(sizes["transformer"].values())
+    keys = 2 * len(blocks) * (area // folder.card.limits.grid**2) * folder.token_width
     return ModelSizes(
-        transformer=bytes_per_element * elements["transformer"],
-        text_encoders=bytes_per_element * sum(elements[part] for part in _ENCODERS),
-        vae=bytes_per_element * elements["vae"],
-        largest_block=bytes_per_element * max(blocks.values(), default=0),
-        outside_blocks=bytes_per_element * (elements["transformer"] - sum(blocks.values())),
-        largest_layer=bytes_per_element * max(layers),
+        transformer=total,
+        text_encoders=sum(sum(sizes[part].values()) for part in _ENCODERS),
+        vae=sum(sizes["vae"].values()),
+        largest_block=max(blocks.values(), default=0),
+        outside_blocks=total - sum(blocks.values()),
+        largest_layer=max(size for tensors in sizes.values() for size in tensors.values()),
         activations=bytes_per_element * _activation_elements(folder, area),
+        kept_reference=bytes_per_element * keys if keeps_reference else 0,
+        gone_once_loaded=bytes_per_element * sum(info.elements for info in transformer.values()) - total,
     )
+
+
+def _lowered(transformer: Mapping[str, TensorInfo]) -> frozenset[str]:
+    """The weights that are in float8 then, by the names of tensors."""
+    linears = [name.removesuffix(".weight") for name, info in transformer.items() if len(info.shape) == 2]
+    return frozenset(f"{name}.weight" for name in fp8_layers(linears))
+
+
+def _fp8_bytes(info: TensorInfo) -> int:
+    return info.elements + 4 * info.shape[0]  # codes, and a scale a row
 
 
 def _activation_elements(folder: ModelFolder, area: int) -> int:

@@ -100,6 +100,10 @@ class EngineConfig:
     memory_mode: MemoryMode = MemoryMode.AUTO
     max_area: int | None = None  # pixels; None: the model's own ceiling
     presets: Path | None = None  # a table of presets; None: the model's own, or the one for FLUX.1 Kontext
+    precision: str = "auto"  # "auto" (what the presets were settled with), "full", "fp8" (of the blocks)
+    compile: str = "auto"  # "auto" (on CUDA, where the blocks lie there), "on", "off"
+    compile_cache: Path | None = None  # what compiling leaves to the next start; None: where torch puts it
+    attention: str = "auto"  # "auto" (on CUDA the fastest that is right), "native", "cudnn", "flash", "fa3"
     prompt_cache_bytes: int = 256 * 2**20
     reference_cache_bytes: int = 256 * 2**20
     lora_cache_bytes: int = 2 * 2**30  # of LoRA files that were read, in host memory

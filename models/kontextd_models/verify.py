@@ -27,7 +27,16 @@ from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.encode import encode_prompt, encode_reference, max_prompt_tokens
 from kontextd_models.engine import Engine
 from kontextd_models.errors import OutOfMemory
-from kontextd_models.fingerprint import GUIDANCE, SEED, arguments, fingerprint, fixed_edit, native_size, photo_at
+from kontextd_models.fingerprint import (
+    GUIDANCE,
+    SEED,
+    arguments,
+    exactly,
+    fingerprint,
+    fixed_edit,
+    native_size,
+    photo_at,
+)
 from kontextd_models.folder import check_folder
 from kontextd_models.loading import LoadedModel, pick_device, pick_dtype
 from kontextd_models.safety.open_nsfw import OpenNsfwChecker
@@ -60,12 +69,13 @@ class Subject:
 
 
 def subject_of(config: EngineConfig) -> Subject:
-    """The model of a configuration. A proof may switch the safety checker off where an operator forces it on.
+    """The model of a configuration, with blocks as diffusers runs them: that is what is proved.
 
-    Raises `ModelError` where its folder cannot be used.
+    A proof may switch the safety checker off where an operator forces it on. Raises `ModelError` where the folder
+    cannot be used.
     """
-    unforced = replace(config, safety=replace(config.safety, forced=False))
-    return Subject(unforced, in_new_process=fingerprint_elsewhere, needs=_needs(unforced))
+    exact = replace(exactly(config), safety=replace(config.safety, forced=False))
+    return Subject(exact, in_new_process=fingerprint_elsewhere, needs=_needs(exact))
 
 
 def fingerprint_elsewhere(config: EngineConfig) -> str:

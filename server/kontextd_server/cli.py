@@ -11,11 +11,13 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kontextd_models.errors import InputError, KontextdError, ModelError
 
 from kontextd_server import (
+    cli_bench,
+    cli_calibrate,
     cli_certs,
     cli_edit,
     cli_files,
@@ -23,6 +25,7 @@ from kontextd_server import (
     cli_keys,
     cli_lora,
     cli_mirror,
+    cli_presets,
     cli_reports,
     cli_serve,
 )
@@ -48,8 +51,19 @@ _COMMANDS = (
     ("info", cli_reports.add_info_options, cli_reports.run_info, "devices, model, limits, and what was chosen"),
     ("doctor", cli_reports.add_doctor_options, cli_reports.run_doctor, "is this machine fit to run the model?"),
     ("verify", cli_reports.add_verify_options, cli_reports.run_verify, "prove the engine on this device and model"),
+    ("presets", cli_presets.add_options, cli_presets.run, "what the acceleration presets of a model do"),
+    ("bench", cli_bench.add_options, cli_bench.run, "measure the presets: speed and fidelity, with a report"),
+    ("calibrate", cli_calibrate.add_options, cli_calibrate.run, "find presets for your weights, photos and LoRAs"),
 )
-_ON_THE_ENGINE = ("edit", "info", "doctor", "verify")
+_ON_THE_ENGINE: Mapping[str, Sequence[str]] = {  # and the settings that are options too
+    "edit": ("model", "device", "presets"),
+    "info": ("model", "device"),
+    "doctor": ("model", "device"),
+    "verify": ("model", "device"),
+    "presets": ("model", "presets"),
+    "bench": ("model", "device", "presets"),
+    "calibrate": ("model", "device", "presets"),
+}
 _SERVERS = (cli_serve.run_serve, cli_serve.run_worker, cli_serve.run_api)
 _OPTION_OF_FIELD = {
     "num_inference_steps": "--steps",
@@ -60,6 +74,8 @@ _OPTION_OF_FIELD = {
     "loras": "--lora",
     "acceleration": "--acceleration",
     "enable_safety_checker": "--no-safety",
+    "sizes": "--sizes",
+    "budget": "--budget",
 }
 
 
@@ -113,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:])
         add(command)
         if name in _ON_THE_ENGINE:
-            add_settings(command, "model", "device")
+            add_settings(command, *_ON_THE_ENGINE[name])
         if name in (*_ON_THE_ENGINE, "certs"):
             command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
         if run in _SERVERS:

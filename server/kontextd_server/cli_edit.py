@@ -65,12 +65,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     from kontextd_models.intake import IntakeLimits, open_image
     from kontextd_models.request import check
 
-    loras = _loras(arguments.lora, settings)
+    loras = parse_loras(arguments.lora, settings)
     if not arguments.image.is_file():
         raise UsageError(f"{arguments.image} is no file; check the path.")
     paths = targets(arguments.image, arguments.out, max(1, arguments.num_images))
     if arguments.preview:
-        check_can_be_folder(arguments.preview)
+        check_can_be_folder(arguments.preview, "--preview")
     folder = check_folder(settings.model or embedded_model_dir())
     card = folder.card
     request = EditRequest(
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
         preview_interval=1 if arguments.preview else 0,
     )
     check(request, card.limits, settings.lora_limits())
-    _check_loras(loras, folder, settings)
+    check_loras(loras, folder, settings)
     progress = Progress(None if arguments.json else sys.stderr)
     try:
         progress.announce(f"loading {card.name}")
@@ -120,7 +120,8 @@ def preview_name(step: Step, request: EditRequest) -> str:
     return name if request.num_images == 1 else f"image-{step.image_index}-{name}"
 
 
-def _loras(texts: Sequence[str], settings: Settings) -> tuple[LoraWeight, ...]:
+def parse_loras(texts: Sequence[str], settings: Settings) -> tuple[LoraWeight, ...]:
+    """By `parse_lora`, with the roots of this box."""
     if not texts:
         return ()
     from kontextd_server import parts
@@ -160,7 +161,7 @@ def _lora_file(text: str, roots: LoraRoots) -> Path:
     return found.path
 
 
-def _check_loras(loras: Sequence[LoraWeight], folder: ModelFolder, settings: Settings) -> None:
+def check_loras(loras: Sequence[LoraWeight], folder: ModelFolder, settings: Settings) -> None:
     """Raises `UsageError` for a file that the model cannot use, and `LoraFileError`."""
     from kontextd_models.lora.inspection import inspect
     from kontextd_models.lora.layout import layout_of_folder
@@ -172,12 +173,12 @@ def _check_loras(loras: Sequence[LoraWeight], folder: ModelFolder, settings: Set
             raise UsageError(f"--lora {found.problem}")
 
 
-def check_can_be_folder(path: Path) -> None:
-    """Raises `UsageError` where `--preview` names what is no folder and cannot become one. Makes nothing."""
+def check_can_be_folder(path: Path, option: str) -> None:
+    """Raises `UsageError` where an option names what is no folder and cannot become one. Makes nothing."""
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         what = "cannot be written" if nearest.is_dir() else "is a file"
-        raise UsageError(f"--preview {path} cannot be made a folder: {nearest} {what}; name another.")
+        raise UsageError(f"{option} {path} cannot be made a folder: {nearest} {what}; name another.")
 
 
 def report(done: Done, paths: Sequence[Path], engine: Engine, *, as_json: bool) -> int:
@@ -197,6 +198,9 @@ def report(done: Done, paths: Sequence[Path], engine: Engine, *, as_json: bool) 
     for lora in done.loras:
         dialects = ", ".join(lora.dialects)
         print(f"{lora.name}  scale {lora.scale:g}  {dialects}  {lora.matched} of {lora.total} tensors used")
+    if done.preset.name is not Acceleration.NONE:
+        use = done.preset
+        print(f"preset {use.name.value}  {use.full} steps in full  {use.cached} cached  {use.skipped} skipped")
     print("  ".join(f"{stage} {seconds:.2f} s" for stage, seconds in done.timings.items() if seconds))
     return 0
 
@@ -211,6 +215,7 @@ def summary(done: Done, paths: Sequence[Path], engine: Engine) -> dict[str, obje
         "size": asdict(done.size),
         "timings": dict(done.timings),
         "cache_hits": dict(done.cache_hits),
+        "preset": asdict(done.preset),
         "loras": [asdict(lora) for lora in done.loras],
         "warnings": list(done.warnings),
         "model": describe(engine.model),

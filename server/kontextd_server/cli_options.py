@@ -20,10 +20,12 @@ _METAVARS = {
     "tls_key": "FILE",
     "public_url": "URL",
     "device": "NAME",
+    "presets": "FILE",
 }
 _HELP = {
     "model": "diffusers folder; default: the demonstration model",
     "device": "auto, cpu, cuda or cuda:1",
+    "presets": "table of presets; default: the model's own",
     "data": "folder of jobs, files and secrets; default: ~/.local/share/kontextd",
     "database": "job store; default: SQLite in the data folder",
     "files": "folder of files; default: files in the data folder",

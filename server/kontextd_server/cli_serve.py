@@ -113,7 +113,7 @@ def run_worker(arguments: argparse.Namespace, settings: Settings) -> int:
             files=files,
             inputs=parts.fetcher(settings, files),
             scratch=places.scratch,
-            load=partial(load_kontext, settings.engine_config(), places.model_sums),
+            load=partial(load_kontext, settings.engine_config(places.compiled), places.model_sums),
             policy=settings.worker_policy(settings.drain_s),
         )
         return run(worker, Notifier.from_environment(os.environ))

@@ -6,6 +6,7 @@ DATA/secrets/        what signs tokens, upload grants and webhooks: the same on 
 DATA/loras/          the library of LoRA files of this box
 DATA/downloads/      the cache of LoRA files of this box
 DATA/scratch/        inputs of running jobs
+DATA/compiled/       compiled blocks of the model, for the next start
 DATA/model_sums.json hashes of model files that have not changed since
 """
 
@@ -74,6 +75,10 @@ class Places:
     @property
     def scratch(self) -> Path:
         return self.root / "scratch"
+
+    @property
+    def compiled(self) -> Path:
+        return self.root / "compiled"
 
     @property
     def model_sums(self) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxKontextPipeline, FluxTransformer2DModel
 from kontextd_models import EngineConfig, MemoryMode, memory
+from kontextd_models.acceleration.table import presets_of
 from kontextd_models.engine import Engine
 from kontextd_models.fingerprint import fingerprint
 from kontextd_models.folder import ModelCard, read_card
@@ -98,7 +99,10 @@ def load(shape: Shape, tokenizers: Path, config: EngineConfig) -> Engine:
         torch.cuda.empty_cache()
     memory.place(pipeline, mode, device)
     card = ModelCard("random full-size model") if shape is FULL else read_card(tokenizers)
-    return Engine(LoadedModel(pipeline, tokenizers, card, card.limits, device, dtype, mode, "asked for"), config)
+    presets = presets_of(tokenizers, config.presets)
+    return Engine(
+        LoadedModel(pipeline, tokenizers, card, card.limits, presets, device, dtype, mode, "asked for"), config
+    )
 
 
 def build(shape: Shape, tokenizers: Path, device: torch.device, dtype: torch.dtype) -> FluxKontextPipeline:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from kontextd_kernels.lora_merge.reference import merged_fp8, summed
+from kontextd_kernels.lora_merge.rows import MERGED, MERGED_FP8
 from kontextd_kernels.op import Case, Op
-from kontextd_kernels.ops import OPS
 from poison import poisoned, untouched
 from torch import Tensor
 
@@ -29,7 +29,8 @@ TORCH = {
     tl.bfloat16: torch.bfloat16,
     tl.float8e4nv: torch.float8_e4m3fn,
 }
-CASES = [pytest.param(op, case, id=f"{op.name} {case.name}") for op in OPS for case in op.awkward]
+MERGES = (MERGED, MERGED_FP8)
+CASES = [pytest.param(op, case, id=f"{op.name} {case.name}") for op in MERGES for case in op.awkward]
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -243,6 +244,9 @@ def test_ctrl_c_ends_with_130_and_leaves_no_file(picture: Path) -> None:
         ["--help"],
         ["edit", "--help"],
         ["verify", "--help"],
+        ["presets", "--help"],
+        ["bench", "--help"],
+        ["calibrate", "--help"],
         ["serve", "--help"],
         ["worker", "--help"],
         ["keys", "create", "--help"],
@@ -275,7 +279,7 @@ def test_help_lists_the_commands_and_each_server_command_all_settings(capsys: py
         assert not ended.value.code
         return capsys.readouterr().out
 
-    commands = [line.split()[0] for line in shown().partition("commands:")[2].partition("\n\n")[0].splitlines()[2:]]
+    commands = re.findall(r"^    (\w+)", shown().partition("commands:")[2].partition("\n\n")[0], re.M)
     assert commands == [
         "serve",
         "worker",
@@ -289,6 +293,9 @@ def test_help_lists_the_commands_and_each_server_command_all_settings(capsys: py
         "info",
         "doctor",
         "verify",
+        "presets",
+        "bench",
+        "calibrate",
     ]
     for command in ("serve", "worker"):
         text = shown(command)

@@ -9,7 +9,10 @@ from kontextd_server.cli import build_parser
 from kontextd_server.cli_options import add_settings, as_environment, given
 from kontextd_server.settings import Settings, names_of, read_settings, variable
 
-NAMES = ("host", "port", "data", "database", "files", "model", "device", "workers", "tls_cert", "tls_key", "public_url")
+NAMES = (
+    "host", "port", "data", "database", "files", "model", "device", "presets", "workers", "tls_cert", "tls_key",
+    "public_url",
+)  # fmt: skip
 SERVE = ["serve", "--port", "0", "--data", "/srv/k", "--tls-cert", "c.pem", "--public-url", "https://box.lan"]
 
 

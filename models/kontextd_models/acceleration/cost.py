@@ -77,7 +77,7 @@ def step_flops(shape: Shape, kind: StepKind) -> int:
 
 
 def shared_flops(shape: Shape, steps: int) -> int:
-    """Of what depends on no token: the text's embedding once, and the modulation of every step.
+    """Of what is the same whatever the kinds of the steps: the text's embedding once, and the modulation of each step.
 
     A double block has 12 vectors of modulation, a single one 3, the last norm 2.
     """

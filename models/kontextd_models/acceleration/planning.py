@@ -21,11 +21,14 @@ class Plan:
 
     @property
     def may_run_too(self) -> tuple[int, ...]:
-        """The steps, counted from 0, that the guard may have run: those skipped right after one that runs."""
-        if self.guard is None:
-            return ()
-        skipped = [kind is StepKind.SKIPPED for kind in self.kinds]
-        return tuple(step for step in range(1, len(skipped)) if skipped[step] and not skipped[step - 1])
+        """The steps, counted from 0, that the guard may have run: the first of each gap, one leading to the next."""
+        named: list[int] = []
+        since_run = 0
+        for step, kind in enumerate(self.kinds):
+            since_run = since_run + 1 if kind is StepKind.SKIPPED else 0
+            if self.guard is not None and 1 <= since_run <= self.guard.extra_steps:
+                named.append(step)
+        return tuple(named)
 
 
 def plan(preset: Preset, steps: int, *, keeps_reference: bool = True) -> Plan:

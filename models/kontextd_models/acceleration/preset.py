@@ -21,8 +21,8 @@ class StepKind(StrEnum):
 class Guard:
     """Runs a step that was to be skipped where the forecast has just been off.
 
-    After a step that ran: if ‖velocity − its forecast‖ > `residual` · ‖velocity‖, a skipped step that follows at once
-    runs after all, at most `extra_steps` times an image.
+    After a step that ran, this one too: if ‖velocity − its forecast‖ > `residual` · ‖velocity‖, a skipped step that
+    follows at once runs after all, at most `extra_steps` times an image.
     """
 
     residual: float

@@ -3,7 +3,7 @@
 A table is the file `presets.json` of a model's folder, one that the operator names (as `kontextd calibrate` writes it),
 or the one for FLUX.1 Kontext that ships beside this module:
 
-    {"about": "where the rows come from", "precision": "bfloat16", "presets": {"regular": {"computed": 0.68, …}, …}}
+    {"about": "where the rows come from", "precision": "fp8", "presets": {"regular": {"computed": 0.68, …}, …}}
 """
 
 from __future__ import annotations

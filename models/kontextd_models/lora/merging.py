@@ -14,7 +14,7 @@ interrupt too, the next one knows which weights it has to write again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,11 +27,21 @@ from torch import Tensor
 from kontextd_models import memory
 from kontextd_models.cache import content_key
 from kontextd_models.encode import Pipeline
+from kontextd_models.execution import fp8
 from kontextd_models.lora.adapter import Adapter, Delta, LowRank
 from kontextd_models.lora.forms import delta, factors
 from kontextd_models.lora.layout import Component, Parameter
 from kontextd_models.lora.merged_sets import MergedSets
-from kontextd_models.lora.pristine import Place, Pristine, Room, choose, keep_pristine, parameters_of, size_of
+from kontextd_models.lora.pristine import (
+    Masters,
+    Place,
+    Pristine,
+    Room,
+    choose,
+    keep_pristine,
+    parameters_of,
+    size_of,
+)
 from kontextd_models.records import MemoryMode
 
 log = logging.getLogger(__name__)
@@ -76,7 +86,7 @@ class Merger:
         self.spare_device_bytes = spare_device_bytes  # beside the model, edits and pristine weights
         self._pipeline, self._pristine, self._device = pipeline, pristine, device
         self._streams = mode is not MemoryMode.RESIDENT
-        self._parameters = parameters_of(pipeline)
+        self._parameters, self._scales = parameters_of(pipeline), fp8.scales_of(pipeline)
         # Without an entry a weight is the base's. None: it may hold anything.
         self._merged: dict[Parameter, _Summands | None] = {}
 
@@ -103,9 +113,9 @@ class Merger:
         known = sets.get(key) if sets is not None and stale else {}
         with torch.no_grad(), _exact_products():
             for parameter in stale:
-                self._write(parameter, sums.get(parameter, _Sum()), known.get(parameter))
+                self._write(parameter, sums.get(parameter, _Sum()), known)
             if sets is not None and stale and sums and not known:
-                sets.keep(key, {parameter: self._parameters[parameter] for parameter in sums})
+                sets.keep(key, {at: live for parameter in sums for at, live in self._live(parameter).items()})
         return MergeReport(len(stale), sum(parameter not in sums for parameter in stale))
 
     def key(self, *components: Component) -> str:
@@ -113,25 +123,40 @@ class Merger:
         distinct = {summands or () for at, summands in self._merged.items() if at.component in components}
         return content_key(*(repr(summands) for summands in sorted(distinct)))
 
-    def _write(self, parameter: Parameter, wanted: _Sum, known: Tensor | None) -> None:
-        """`known`: what it was when the same summands were merged before."""
-        target, base = self._parameters[parameter], self._pristine.weight(parameter)
+    def _write(self, parameter: Parameter, wanted: _Sum, known: Mapping[Parameter, Tensor]) -> None:
+        """`known`: what was written when the same set was merged before."""
+        base = self._pristine.weight(parameter)
         self._merged[parameter] = None
+        if wanted.deltas and parameter in known:
+            for at, live in self._live(parameter).items():
+                live.copy_(known[at])
+        elif wanted.deltas or parameter in self._scales:
+            self._write_sum(parameter, base, wanted.deltas)
+        else:
+            self._parameters[parameter].copy_(base)
         if wanted.deltas:
-            if known is None:
-                self._write_sum(target, base, wanted.deltas)
-            else:
-                target.copy_(known)
             self._merged[parameter] = wanted.summands
         else:
-            target.copy_(base)
             del self._merged[parameter]
 
-    def _write_sum(self, target: Tensor, base: Tensor, deltas: Sequence[_ScaledDelta]) -> None:
+    def _live(self, parameter: Parameter) -> dict[Parameter, Tensor]:
+        """What makes up one weight: itself, and its scales where it is in float8."""
+        live: dict[Parameter, Tensor] = {parameter: self._parameters[parameter]}
+        if parameter in self._scales:
+            live[parameter._replace(name=f"{parameter.name}_scale")] = self._scales[parameter]
+        return live
+
+    def _write_sum(self, parameter: Parameter, base: Tensor, deltas: Sequence[_ScaledDelta]) -> None:
+        target, scale = self._parameters[parameter], self._scales.get(parameter)
         base = base.to(self._device, non_blocking=True)
         up, down = _joined(deltas, base)
-        others = [(one, scale) for one, scale in deltas if not _is_plain(one)]
-        if others:
+        others = [(one, strength) for one, strength in deltas if not _is_plain(one)]
+        if scale is not None:
+            if others:
+                fp8.write(_summed(base, up, down, others), target, scale)
+            else:
+                fp8.write_sum(base, up, down, target, scale)
+        elif others:
             target.copy_(_summed(base, up, down, others))
         elif target.device == base.device:
             merge_low_rank(base, up, down, out=target)
@@ -139,13 +164,21 @@ class Merger:
             target.copy_(merge_low_rank(base, up, down))
 
 
-def open_merger(pipeline: Pipeline, folder: Path, device: torch.device, mode: MemoryMode) -> Merger:
-    """The merger of a pipeline that was just loaded from `folder` and placed: its pristine weights go where room is."""
-    room, size = Room.beside_model(device), size_of(parameters_of(pipeline))
-    place, reason = choose(size, room, device.type == "cuda")
-    log.info("pristine weights (%.1f GB) for LoRAs: %s, %s", size / 1e9, place.value, reason)
-    spare = room.device - (size if place is Place.DEVICE else 0)
-    return Merger(pipeline, keep_pristine(pipeline, folder, place, device), device, mode, spare)
+def open_merger(
+    pipeline: Pipeline, folder: Path, device: torch.device, mode: MemoryMode, masters: Masters | None = None
+) -> Merger:
+    """The merger of a pipeline that was just loaded from `folder` and placed: its pristine weights go where room is.
+
+    `masters`: what keeps them already, where some of the weights have become float8.
+    """
+    room = Room.beside_model(device)
+    if masters is None:
+        size = size_of(parameters_of(pipeline))
+        place, reason = choose(size, room, device.type == "cuda")
+        log.info("pristine weights (%.1f GB) for LoRAs: %s, %s", size / 1e9, place.value, reason)
+        masters = Masters(keep_pristine(pipeline, folder, place, device), place, size)
+    spare = room.device - (masters.still_to_copy if masters.place is Place.DEVICE else 0)
+    return Merger(pipeline, masters.pristine, device, mode, spare)
 
 
 def _by_parameter(wanted: Sequence[Scaled]) -> dict[Parameter, _Sum]:

@@ -57,11 +57,12 @@ class Room:
     host: int
 
     @classmethod
-    def beside_model(cls, device: torch.device) -> Room:
+    def beside_model(cls, device: torch.device, planned_bytes: int = 0) -> Room:
+        """`planned_bytes`: what is not on the device yet, and will be."""
         on_device = 0
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
-            on_device = max(0, free - total // 8)
+            on_device = max(0, free - planned_bytes - total // 8)
         return cls(on_device, (available_memory() or 0) * 4 // 5)
 
 
@@ -70,6 +71,18 @@ class Pristine(Protocol):
 
     def weight(self, parameter: Parameter) -> Tensor:
         """In the model's dtype, where it lies. Not to be written."""
+
+
+@dataclass(frozen=True)
+class Masters:
+    """Pristine weights that are kept since before the model's own became something else.
+
+    `still_to_copy` are the bytes of those that will be copied to the same place as they are asked for.
+    """
+
+    pristine: Pristine
+    place: Place
+    still_to_copy: int
 
 
 def parameters_of(pipeline: Pipeline) -> dict[Parameter, nn.Parameter]:
@@ -131,6 +144,7 @@ class MappedFiles:
 
     def __init__(self, parameters: Parameters, mapped: Mapping[Parameter, Tensor], *, is_pinned: bool = False) -> None:
         self._parameters, self._mapped = parameters, mapped
+        self._dtypes = {at: value.dtype for at, value in parameters.items()}  # as loaded: what is live may be float8
         self._proved: set[Parameter] = set()
         self._copies = Copies(parameters, _HOST, is_pinned=is_pinned)
 
@@ -138,7 +152,7 @@ class MappedFiles:
         if parameter in self._copies:
             return self._copies.weight(parameter)
         value, found = self._parameters[parameter], self._mapped.get(parameter)
-        weight = None if found is None else found.to(value.dtype)  # as the loaders convert
+        weight = None if found is None else found.to(self._dtypes[parameter])  # as the loaders convert
         if parameter not in self._proved:
             if weight is None or not _same_bits(weight, value.detach()):
                 log.warning("%s is not in the model's files as it was loaded: a copy of it is kept.", parameter.name)

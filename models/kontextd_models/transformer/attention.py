@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -11,6 +12,13 @@ from torch.nn import functional
 # A FluxAttention. Any: diffusers' mixins hide from a checker that it is a module.
 Attention: TypeAlias = Any
 Rotary: TypeAlias = tuple[Tensor, Tensor]  # cosine and sine by position, [L, head width] each, float32
+# Of query [1, heads, L, head width], key and value [1, heads, M, head width]: [1, heads, L, head width].
+DotProduct: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def native(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(query · keyᵀ / √width) · value, by what torch chooses: as diffusers does it."""
+    return functional.scaled_dot_product_attention(query, key, value)
 
 
 class KeyValue(NamedTuple):
@@ -20,8 +28,9 @@ class KeyValue(NamedTuple):
     value: Tensor
 
     def tail(self, start: int) -> KeyValue:
-        """A copy of the tokens from `start` on: a view would hold all of them."""
-        return KeyValue(self.key[:, start:].clone(), self.value[:, start:].clone())
+        """A copy of the tokens from `start` on: a view would hold all of them, and one stride of it tell how many."""
+        key, value = (tensor[:, start:].clone(memory_format=torch.contiguous_format) for tensor in self)
+        return KeyValue(key, value)
 
     def followed_by(self, other: KeyValue) -> KeyValue:
         return KeyValue(torch.cat([self.key, other.key], dim=1), torch.cat([self.value, other.value], dim=1))
@@ -44,14 +53,16 @@ def text_heads(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return attn.norm_added_q(query), attn.norm_added_k(key), value
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, kept: KeyValue | None) -> tuple[Tensor, KeyValue]:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, kept: KeyValue | None, dot_product: DotProduct = native
+) -> tuple[Tensor, KeyValue]:
     """Rotate query and key, and let the query look at key, value and what was `kept` of an earlier step.
 
     [1, L, heads, head width] each → [1, L, D], and the key and value of these tokens, ready to be kept.
     """
     made = KeyValue(rotated(key, rotary), value)
     looked_at = made if kept is None else made.followed_by(kept)
-    mixed = functional.scaled_dot_product_attention(
+    mixed = dot_product(
         _heads_first(rotated(query, rotary)), _heads_first(looked_at.key), _heads_first(looked_at.value)
     )
     return mixed.permute(0, 2, 1, 3).flatten(2, 3), made

@@ -9,7 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kontextd_models.transformer.attention import KeyValue, Rotary, attend, image_heads, text_heads
+from kontextd_models.transformer.attention import (
+    DotProduct,
+    KeyValue,
+    Rotary,
+    attend,
+    image_heads,
+    native,
+    text_heads,
+)
 from kontextd_models.transformer.modulation import Block, modulated, parts
 
 
@@ -21,6 +29,7 @@ def double_block(
     text_modulation: Tensor,
     rotary: Rotary,
     kept: KeyValue | None,
+    dot_product: DotProduct = native,
 ) -> tuple[Tensor, Tensor, KeyValue]:
     """Image [1, N, D] and text [1, L, D] with weights of their own, joined in attention; both, and their keys."""
     shift, scale, gate, *image_mlp = parts(image_modulation, 6)
@@ -28,7 +37,7 @@ def double_block(
     of_image = image_heads(block.attn, modulated(block.norm1.norm(image), scale, shift))
     of_text = text_heads(block.attn, modulated(block.norm1_context.norm(text), text_scale, text_shift))
     query, key, value = (torch.cat(pair, dim=1) for pair in zip(of_text, of_image, strict=True))
-    mixed, made = attend(query, key, value, rotary, kept)
+    mixed, made = attend(query, key, value, rotary, kept, dot_product)
     text_mixed, image_mixed = mixed.split([text.shape[1], image.shape[1]], dim=1)
     image = image + gate.unsqueeze(1) * block.attn.to_out[0](image_mixed.contiguous())
     text = text + text_gate.unsqueeze(1) * block.attn.to_add_out(text_mixed.contiguous())
@@ -38,13 +47,18 @@ def double_block(
 
 
 def single_block(
-    block: Block, tokens: Tensor, modulation: Tensor, rotary: Rotary, kept: KeyValue | None
+    block: Block,
+    tokens: Tensor,
+    modulation: Tensor,
+    rotary: Rotary,
+    kept: KeyValue | None,
+    dot_product: DotProduct = native,
 ) -> tuple[Tensor, KeyValue]:
     """Text and image as one sequence [1, L + N, D], attention and MLP side by side; the sequence, and its keys."""
     shift, scale, gate = parts(modulation, 3)
     normed = modulated(block.norm.norm(tokens), scale, shift)
     hidden = block.act_mlp(block.proj_mlp(normed))
-    mixed, made = attend(*image_heads(block.attn, normed), rotary, kept)
+    mixed, made = attend(*image_heads(block.attn, normed), rotary, kept, dot_product)
     return tokens + gate.unsqueeze(1) * block.proj_out(torch.cat([mixed, hidden], dim=2)), made
 
 

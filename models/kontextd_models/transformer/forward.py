@@ -17,6 +17,7 @@ from kontextd_models.transformer.attention import KeyValue, Rotary
 from kontextd_models.transformer.blocks import double_block, single_block
 from kontextd_models.transformer.modulation import (
     Ahead,
+    Block,
     Conditions,
     InTheLoop,
     Modulation,
@@ -62,13 +63,41 @@ class Forward(Protocol):
         """Text and output tokens only, looking at what was kept of the reference."""
 
 
+class BlockRunner(Protocol):
+    """Runs a block: `double_block` and `single_block` as they stand, or another way to the same."""
+
+    def double(
+        self,
+        block: Block,
+        image: Tensor,
+        text: Tensor,
+        image_modulation: Tensor,
+        text_modulation: Tensor,
+        rotary: Rotary,
+        kept: KeyValue | None,
+    ) -> tuple[Tensor, Tensor, KeyValue]: ...
+
+    def single(
+        self, block: Block, tokens: Tensor, modulation: Tensor, rotary: Rotary, kept: KeyValue | None
+    ) -> tuple[Tensor, KeyValue]: ...
+
+
+class AsTheyStand:
+    """The blocks' functions themselves."""
+
+    double = staticmethod(double_block)
+    single = staticmethod(single_block)
+
+
 class WrittenOut:
     """Over the blocks of a transformer whose weights lie on the device."""
 
     keeps = True
 
-    def __init__(self, transformer: Transformer, inputs: Inputs, *, modulation_ahead: bool) -> None:
-        self._transformer, self._inputs = transformer, inputs
+    def __init__(
+        self, transformer: Transformer, inputs: Inputs, *, modulation_ahead: bool, blocks: BlockRunner = AsTheyStand
+    ) -> None:
+        self._transformer, self._inputs, self._blocks = transformer, inputs, blocks
         self._ahead = Ahead.of(transformer, inputs.conditions) if modulation_ahead else None
         self._text = transformer.context_embedder(inputs.prompt.sequence)  # [1, L, D]
         positions = torch.cat([inputs.prompt.ids, inputs.output_ids, inputs.reference.ids])  # [L + N + M, 3]
@@ -93,13 +122,13 @@ class WrittenOut:
         image, text = transformer.x_embedder(latents), self._text
         for index, block in enumerate(transformer.transformer_blocks):
             others = next(looked_at) if looked_at else None
-            image, text, keys = double_block(block, image, text, *modulation.double(index), rotary, others)
+            image, text, keys = self._blocks.double(block, image, text, *modulation.double(index), rotary, others)
             if keep_from is not None:
                 made.append(keys.tail(keep_from))
         tokens = torch.cat([text, image], dim=1)
         for index, block in enumerate(transformer.single_transformer_blocks):
             others = next(looked_at) if looked_at else None
-            tokens, keys = single_block(block, tokens, modulation.single(index), rotary, others)
+            tokens, keys = self._blocks.single(block, tokens, modulation.single(index), rotary, others)
             if keep_from is not None:
                 made.append(keys.tail(keep_from))
         image = tokens[:, self._text.shape[1] :]

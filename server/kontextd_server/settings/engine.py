@@ -34,6 +34,19 @@ class EngineSettings:
     dtype: str = setting("auto", one_of("auto", "bfloat16", "float32"), "auto (bfloat16 on CUDA), bfloat16, float32")
     memory_mode: MemoryMode = setting(MemoryMode.AUTO, _memory_mode, "where weights live: " + ", ".join(MemoryMode))
     max_area: int | None = setting(None, area, "ceiling of an edit in pixels; without it the model's own")
+    presets: Path | None = setting(None, path, "table of presets (JSON); without it the model's own")
+    precision: str = setting(
+        "auto", one_of("auto", "full", "fp8"), "of the blocks: auto (as the presets were settled), full, fp8"
+    )
+    compile: str = setting("auto", one_of("auto", "on", "off"), "compiled blocks: auto (on CUDA), on, off")
+    compile_cache: Path | None = setting(
+        None, path, "folder for what was compiled; without it compiled in the data folder of a worker"
+    )
+    attention: str = setting(
+        "auto",
+        one_of("auto", "native", "cudnn", "flash", "fa3"),
+        "auto (on CUDA the fastest that is right), native, cudnn, flash, fa3",
+    )
     prompt_cache_mib: int = setting(256, count, "memory for prompt embeddings, MiB; 0 keeps none")
     reference_cache_mib: int = setting(256, count, "memory for reference latents, MiB; 0 keeps none")
     lora_memory_mib: int = setting(2048, count, "memory for LoRA files that were read, MiB; 0 keeps none")
@@ -63,13 +76,19 @@ class EngineSettings:
             max_scale=self.max_lora_scale,
         )
 
-    def engine_config(self) -> EngineConfig:
+    def engine_config(self, compile_cache: Path | None = None) -> EngineConfig:
+        """`compile_cache` is where it goes unless an operator says otherwise."""
         return EngineConfig(
             model=self.model,
             device=self.device,
             dtype=self.dtype,
             memory_mode=self.memory_mode,
             max_area=self.max_area,
+            presets=self.presets,
+            precision=self.precision,
+            compile=self.compile,
+            compile_cache=self.compile_cache or compile_cache,
+            attention=self.attention,
             prompt_cache_bytes=self.prompt_cache_mib * MIB,
             reference_cache_bytes=self.reference_cache_mib * MIB,
             lora_cache_bytes=self.lora_memory_mib * MIB,

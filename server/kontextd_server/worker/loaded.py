@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,13 +39,19 @@ class EngineDoor(Protocol):
 @dataclass(frozen=True)
 class LoadedEngine:
     """An engine and what its worker says of it. `warm_up` is an edit that leaves nothing for the first caller to wait
-    for."""
+    for; `notes` tell of fallbacks, which may become more while it runs."""
 
     engine: EngineDoor
     device: str
     version: str
     warm_up: EditRequest
     intake: IntakeLimits = field(default_factory=IntakeLimits)
+    notes: Callable[[], Sequence[str]] = tuple
+
+    @property
+    def told_device(self) -> str:
+        """The device and every fallback, for /health."""
+        return "; ".join((self.device, *self.notes()))
 
 
 def load_kontext(config: EngineConfig, sums: Path | None = None) -> LoadedEngine:
@@ -63,6 +69,7 @@ def load_kontext(config: EngineConfig, sums: Path | None = None) -> LoadedEngine
         version=model_version(hashing.result(), device_class, presets),
         warm_up=_short_edit(engine),
         intake=IntakeLimits.for_model(engine.model.limits),
+        notes=lambda: engine.model.notes,
     )
 
 
@@ -103,8 +110,8 @@ def _short_edit(engine: Engine) -> EditRequest:
 
 def _device_class(engine: Engine) -> str:
     """Such as "NVIDIA H100 80GB HBM3 (9.0), bfloat16", or "cpu, float32"."""
-    device, dtype = engine.model.device, str(engine.model.dtype).removeprefix("torch.")
+    device, numerics = engine.model.device, engine.model.numerics
     if device.type != "cuda":
-        return f"{device.type}, {dtype}"
+        return f"{device.type}, {numerics}"
     gpu = gpus()[device.index or 0]
-    return f"{gpu['name']} ({gpu['capability']}), {dtype}"
+    return f"{gpu['name']} ({gpu['capability']}), {numerics}"

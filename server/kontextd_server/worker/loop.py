@@ -92,6 +92,7 @@ class WorkerLoop:
             self._saver.fail(held, error)
         else:
             self._saver.put(held, edited)
+        self._presence.describe(device=loaded.told_device, model_version=loaded.version)  # a fallback is new, perhaps
         if edit.has_merged:
             self._lora_key, self._hint = claim.lora_key, claim.runner_hint
 

@@ -145,7 +145,7 @@ class WorkerProcess:
         with self._watches.one() as watch, scratch(self._parts.scratch, self._parts.worker_id) as folder:
             watch.enter(Stage.LOAD)
             loaded = self._parts.load()
-            self._presence.describe(device=loaded.device, model_version=loaded.version)
+            self._presence.describe(device=loaded.told_device, model_version=loaded.version)
             watch.enter(Stage.WARM_UP)
             warm_up(loaded)
             watch.enter(Stage.IDLE)

@@ -75,7 +75,8 @@ def test_a_mask_of_the_row_goes_before_the_rule() -> None:
     assert mask(preset, 6) == "F..F.F"
 
 
-def test_a_guard_may_run_the_steps_that_follow_one_that_runs() -> None:
-    masks = {9: "FF..F.c.F"}
-    assert plan(Preset(guard=Guard(0.1, 2), masks=masks), 9).may_run_too == (2, 5, 7)
-    assert plan(Preset(masks=masks), 9).may_run_too == ()
+def test_a_guard_may_run_as_many_steps_of_each_gap_as_it_has() -> None:
+    masks = {10: "FF...F.c.F"}
+    assert plan(Preset(guard=Guard(0.1, 1), masks=masks), 10).may_run_too == (2, 6, 8)
+    assert plan(Preset(guard=Guard(0.1, 2), masks=masks), 10).may_run_too == (2, 3, 6, 8)
+    assert plan(Preset(masks=masks), 10).may_run_too == ()

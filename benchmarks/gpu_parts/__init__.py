@@ -1,0 +1,1 @@
+"""The pieces of `benchmarks/gpu.py`: what is measured, how, and how it is told."""

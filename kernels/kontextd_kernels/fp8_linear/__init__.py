@@ -1,0 +1,5 @@
+"""A linear layer in float8, row-wise: `launch` is its door. Knows tensors; knows no models."""
+
+from kontextd_kernels.fp8_linear.launch import fp8_linear, multiplies_fp8
+
+__all__ = ["fp8_linear", "multiplies_fp8"]

@@ -1,0 +1,159 @@
+"""Rows tried one after the other until the time is up. Knows engines and clocks; knows no gates and no files.
+
+The first engine makes the pictures that everything is held against, by its `none`. Its seconds say how many cases and
+rows the budget has room for.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from PIL import Image
+
+from kontextd_models.errors import InvalidValue, OutOfMemory
+from kontextd_models.fidelity import psnr
+from kontextd_models.trials.candidates import Candidate
+from kontextd_models.trials.cases import Case, thinned
+from kontextd_models.trials.running import Runner
+from kontextd_models.trials.tally import mean_db
+
+log = logging.getLogger(__name__)
+
+_FOR_REFERENCES = 1 / 7  # of the budget at most: the rest has room for a dozen rows at half the time of `none`
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a row came to over all cases; `ratio` is the median of its seconds of denoising to those of `none`."""
+
+    precision: str
+    candidate: Candidate
+    ratio: float
+    denoise_s: float  # median
+    mean_psnr: Mapping[str, float]  # to `none`, in dB, by set of LoRAs
+    worst_picture_psnr: float
+    worst_picture: str
+
+    @property
+    def psnr(self) -> float:
+        """What a gate is held to: the lowest of the means."""
+        return min(self.mean_psnr.values())
+
+
+@dataclass(frozen=True)
+class _Reference:
+    image: Image.Image
+    denoise_s: float
+    total_s: float
+
+
+class Budget:
+    """Seconds from now on, less those that are spent already. `clock` tells seconds."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, *, spent: float = 0.0) -> None:
+        self.seconds, self._clock = seconds, clock
+        self._end = clock() + seconds - spent
+
+    def left(self) -> float:
+        return self._end - self._clock()
+
+
+class Sweep:
+    """All that is known so far stands in it, so that one that is broken off can be reported too."""
+
+    def __init__(self, cases: Sequence[Case], budget: Budget) -> None:
+        self.cases, self.budget = list(cases), budget
+        self.left_out = 0  # cases for which the budget has no room
+        self.points: list[Point] = []
+        self.not_reached: list[tuple[str, Candidate]] = []
+        self._references: dict[str, _Reference] = {}
+
+    @property
+    def reference_denoise_s(self) -> float:
+        """Median over the cases."""
+        return median(one.denoise_s for one in self._references.values())
+
+    def make_references(self, runner: Runner) -> Iterator[Case]:
+        """Fit the cases to the budget and make the pictures of `none`; yields each case once it has its own.
+
+        Raises `InvalidValue` where not even a case of each set of LoRAs fits.
+        """
+        first = self.cases[0]
+        runner.warm_up([first])
+        self._references[first.name] = self._reference(runner, first)
+        one_s = self._references[first.name].total_s
+        sets, room = len({case.loras.name for case in self.cases}), self.budget.left() * _FOR_REFERENCES
+        if room < sets * one_s:
+            raise InvalidValue(
+                f"budget is {self.budget.seconds:g} s; an edit takes {one_s:.1f} s here, and {sets} of them are the "
+                f"least to hold rows against. Give at least {sets * one_s / _FOR_REFERENCES * 1.5:.0f} s, or fewer "
+                "steps.",
+                field="budget",
+            )
+        kept = thinned(self.cases, int(room / one_s))
+        self.left_out, self.cases = len(self.cases) - len(kept), kept
+        runner.warm_up(kept)
+        for case in kept:
+            if case.name not in self._references:
+                self._references[case.name] = self._reference(runner, case)
+            yield case
+
+    def run(self, runner: Runner, precision: str, candidates: Sequence[Candidate], seconds: float) -> Iterator[Point]:
+        """Try rows for so many seconds at most. A row whose edits would take longer than is left is passed over."""
+        until = self.budget.left() - seconds
+        for index, candidate in enumerate(candidates):
+            self.not_reached.append((precision, candidate))
+            point = self._tried(runner, precision, candidate, until)
+            if point is not None:
+                self.not_reached.pop()
+                self.points.append(point)
+                yield point
+            if self.budget.left() <= until:
+                self.not_reached += [(precision, other) for other in candidates[index + 1 :]]
+                return
+
+    def _reference(self, runner: Runner, case: Case) -> _Reference:
+        made = runner.exact(case)
+        return _Reference(made.image, made.timings["denoise"], made.timings["total"])
+
+    def _tried(self, runner: Runner, precision: str, candidate: Candidate, until: float) -> Point | None:
+        """None where the time does not suffice, or the device's memory."""
+        expected_s = {case.name: self._expected_s(case, candidate) for case in self.cases}
+        left_s = sum(expected_s.values())
+        found: dict[str, tuple[float, float]] = {}  # dB and seconds, by case
+        for case in self.cases:
+            if self.budget.left() - left_s < until:
+                return None
+            exact = self._references[case.name]
+            try:
+                made = runner.run(case, candidate.row)
+            except OutOfMemory as error:
+                log.warning("%s: %s", candidate.name, error)
+                return None
+            found[case.name] = (psnr(made.image, exact.image), made.timings["denoise"])
+            left_s -= expected_s[case.name]
+        return self._point(precision, candidate, found)
+
+    def _expected_s(self, case: Case, candidate: Candidate) -> float:
+        """As if every step that runs ran in full: rather too long than too short."""
+        exact = self._references[case.name]
+        return exact.total_s - exact.denoise_s * (1 - candidate.computed_share)
+
+    def _point(self, precision: str, candidate: Candidate, found: Mapping[str, tuple[float, float]]) -> Point:
+        by_set: dict[str, list[float]] = {}
+        for case in self.cases:
+            by_set.setdefault(case.loras.name, []).append(found[case.name][0])
+        worst = min(found, key=lambda name: found[name][0])
+        return Point(
+            precision=precision,
+            candidate=candidate,
+            ratio=median(seconds / self._references[name].denoise_s for name, (_, seconds) in found.items()),
+            denoise_s=median(seconds for _, seconds in found.values()),
+            mean_psnr={name: mean_db(values) for name, values in by_set.items()},
+            worst_picture_psnr=found[worst][0],
+            worst_picture=worst,
+        )

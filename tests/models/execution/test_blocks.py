@@ -1,0 +1,153 @@
+"""Ways to run a block: the first that works, and a loud fall to the next."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from kontextd_models import Done, EditRequest, EngineConfig, load_engine
+from kontextd_models.engine import Engine
+from kontextd_models.errors import OutOfMemory
+from kontextd_models.execution import blocks as module
+from kontextd_models.execution.attention_backends import Backend
+from kontextd_models.execution.blocks import NATIVE_WAY, Blocks, Way, open_blocks
+from kontextd_models.execution.planning import ExecutionPlan
+from kontextd_models.transformer.attention import native
+from torch import Tensor
+
+
+class Failing:
+    """A way that raises from its nth call on; it counts them."""
+
+    def __init__(self, error: Exception, at: int = 1) -> None:
+        self.error, self.at, self.calls = error, at, 0
+
+    def way(self, name: str = "by a backend") -> Way:
+        return Way(name, self._then(NATIVE_WAY.double), self._then(NATIVE_WAY.single))
+
+    def _then(self, run: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object) -> object:
+            self.calls += 1
+            if self.calls >= self.at:
+                raise self.error
+            return run(*given)
+
+        return call
+
+
+def picture(engine: Engine, request: EditRequest) -> np.ndarray:
+    *_, done = engine.edit(request)
+    assert isinstance(done, Done)
+    return np.asarray(done.images[0])
+
+
+def running(engine: Engine, blocks: Blocks) -> Engine:
+    return Engine(replace(engine.model, blocks=blocks), EngineConfig(prompt_cache_bytes=0, reference_cache_bytes=0))
+
+
+@pytest.mark.parametrize("at", [1, 2, 5])
+def test_a_way_that_fails_is_given_up_once_and_the_edit_goes_on_to_the_same_bits(
+    tiny_engine: Engine, tiny_request: EditRequest, caplog: pytest.LogCaptureFixture, at: int
+) -> None:
+    failing = Failing(RuntimeError("no kernel image\nmore"), at)
+    engine = running(tiny_engine, Blocks((failing.way(), NATIVE_WAY)))
+    assert not engine.model.blocks.is_plain
+    assert engine.model.numerics == "float32, blocks by a backend"
+    with caplog.at_level(logging.WARNING):
+        found = picture(engine, tiny_request)
+        assert np.array_equal(found, picture(engine, tiny_request))
+    assert np.array_equal(found, picture(tiny_engine, tiny_request))
+    assert failing.calls == at
+    (note,) = engine.model.notes
+    assert note == (
+        "blocks that run by a backend failed (RuntimeError: no kernel image more); "
+        "from now on they run uncompiled with native attention."
+    )
+    assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [note]
+    assert engine.model.blocks.is_plain
+
+
+def test_the_ways_are_tried_in_their_order(tiny_engine: Engine, tiny_request: EditRequest) -> None:
+    first, second = Failing(ValueError("one")), Failing(RuntimeError("two"), at=3)
+    blocks = Blocks((first.way("first"), second.way("second"), NATIVE_WAY), ["of attention"])
+    picture(running(tiny_engine, blocks), tiny_request)
+    assert [note.partition(")")[0] for note in blocks.notes] == [
+        "of attention",
+        "blocks that run first failed (ValueError: one",
+        "blocks that run second failed (RuntimeError: two",
+    ]
+
+
+def test_the_last_way_s_failure_is_the_caller_s(tiny_engine: Engine, tiny_request: EditRequest) -> None:
+    blocks = Blocks((Failing(RuntimeError("broken")).way(),))
+    with pytest.raises(RuntimeError, match="broken"):
+        picture(running(tiny_engine, blocks), tiny_request)
+    assert blocks.notes == ()
+
+
+def test_running_out_of_memory_gives_no_way_up(tiny_engine: Engine, tiny_request: EditRequest) -> None:
+    blocks = Blocks((Failing(torch.OutOfMemoryError("full")).way(), NATIVE_WAY))
+    with pytest.raises(OutOfMemory):
+        picture(running(tiny_engine, blocks), tiny_request)
+    assert (blocks.way, blocks.notes) == ("by a backend", ())
+
+
+def test_an_interrupt_gives_no_way_up(tiny_engine: Engine, tiny_request: EditRequest) -> None:
+    blocks = Blocks((Failing(KeyboardInterrupt()).way(), NATIVE_WAY))  # type: ignore[arg-type]  # no Exception
+    with pytest.raises(KeyboardInterrupt):
+        picture(running(tiny_engine, blocks), tiny_request)
+    assert blocks.notes == ()
+
+
+def test_an_engine_on_the_cpu_runs_the_plain_way(tiny_engine: Engine) -> None:
+    assert tiny_engine.model.blocks.is_plain
+    assert tiny_engine.model.numerics == "float32"
+    assert tiny_engine.model.notes == ()
+
+
+def opened(engine: Engine, monkeypatch: pytest.MonkeyPatch, plan: ExecutionPlan, backend: Backend) -> list[str]:
+    """The ways in their order, by failing them one after the other."""
+    monkeypatch.setattr(module, "choose", lambda *_: backend)
+    monkeypatch.setattr(module, "_compile_now", lambda *_: None)
+    blocks = open_blocks(plan, engine.model.pipeline, torch.device("cpu"), torch.float32, 16, None)
+    names = [way.name for way in blocks._ways]
+    assert blocks.notes == backend.notes
+    return names
+
+
+def other(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return native(query, key, value)
+
+
+def test_compiled_comes_before_uncompiled_and_a_backend_before_native(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, eager = ExecutionPlan(compiled=True, attention="auto"), ExecutionPlan(attention="auto")
+    flash, plain = Backend("flash", other, ("a note",)), Backend("native", native)
+    last = "uncompiled with native attention"
+    expected = [
+        (compiled, flash, ["compiled with flash attention", "uncompiled with flash attention", last]),
+        (compiled, plain, ["compiled with native attention", last]),
+        (eager, flash, ["uncompiled with flash attention", last]),
+        (eager, plain, [last]),
+    ]
+    for plan, backend, names in expected:
+        assert opened(tiny_engine, monkeypatch, plan, backend) == names
+
+
+def test_what_runs_and_what_failed_reaches_the_description(tiny_folder: Path) -> None:
+    from kontextd_models.description import as_text, choice, describe
+
+    config = EngineConfig(model=tiny_folder, device="cpu", precision="fp8", attention="fa3")
+    announced = describe(choice(config))
+    assert announced == describe(load_engine(config).model)
+    assert (announced["precision"], announced["compiled"]) == ("fp8", False)
+    assert len(announced["notes"]) == 2
+    lines = as_text(choice(config)).splitlines()
+    assert "blocks    fp8 precision, not compiled, attention native" in lines
+    assert sum(line.startswith("note      ") for line in lines) == 2

@@ -1,0 +1,80 @@
+"""What is edited: photos × prompts × sets of LoRAs, each at the size of its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kontextd_models import LoraWeight
+from kontextd_models.errors import ImageLoadError, InvalidValue
+from kontextd_models.limits import ModelLimits
+from kontextd_models.trials.cases import LoraSet, cases, photos, thinned
+from PIL import Image
+
+LIMITS = ModelLimits(
+    preferred_sizes=((64, 64), (80, 48), (48, 80)),
+    native_area=64 * 64,
+    max_area=128 * 128,
+    min_area=32 * 32,
+    min_input_side=16,
+)
+INK = LoraSet((LoraWeight(Path("ink.safetensors"), 0.5), LoraWeight(Path("/x/y.safetensors"), 1.0, "library:wash")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, photo: Callable[[int, int], Image.Image]) -> Path:
+    for name, size in (("b.png", (100, 60)), ("a.jpg", (64, 64)), ("c.png", (90, 54))):
+        photo(*size).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no photo")
+    return tmp_path
+
+
+def test_a_folder_gives_its_photos_in_the_order_of_their_names_and_passes_other_files_by(folder: Path) -> None:
+    assert [photo.name for photo in photos([folder], LIMITS)] == ["a", "b", "c"]
+
+
+def test_photos_of_one_name_are_told_apart(folder: Path) -> None:
+    assert [photo.name for photo in photos([folder / "a.jpg", folder / "a.jpg"], LIMITS)] == ["a 1", "a 2"]
+
+
+def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ImageLoadError, match="holds no photo; name a file, or a folder"):
+        photos([tmp_path], LIMITS)
+
+
+def test_every_combination_is_there_ordered_by_loras_and_then_by_size(folder: Path) -> None:
+    found = cases(photos([folder], LIMITS), ["x", "y"], [LoraSet(), INK], LIMITS)
+    assert [(case.loras.name, case.size, case.photo, case.prompt) for case in found[:6]] == [
+        ("no LoRA", (64, 64), "a", "x"),
+        ("no LoRA", (64, 64), "a", "y"),
+        ("no LoRA", (80, 48), "b", "x"),
+        ("no LoRA", (80, 48), "b", "y"),
+        ("no LoRA", (80, 48), "c", "x"),
+        ("no LoRA", (80, 48), "c", "y"),
+    ]
+    assert {case.loras.name for case in found[6:]} == {"ink:0.5 + library:wash:1"}
+    assert len(found) == 12
+
+
+def test_a_size_is_made_of_the_middle_of_the_photo(folder: Path) -> None:
+    found = cases(photos([folder / "b.png"], LIMITS), ["x"], [LoraSet()], LIMITS, [(64, 64), (96, 96)])
+    assert [case.size for case in found] == [(64, 64), (96, 96)]
+
+
+def test_a_size_that_the_model_would_change_is_refused_with_what_it_would_make(folder: Path) -> None:
+    with pytest.raises(InvalidValue, match=r"sizes holds 70x70, which the model makes as 64x64; give that") as caught:
+        cases(photos([folder / "b.png"], LIMITS), ["x"], [LoraSet()], LIMITS, [(70, 70)])
+    assert caught.value.field == "sizes"
+
+
+def test_thinned_cases_keep_as_many_of_each_set_of_loras_spread_over_photos_and_prompts(folder: Path) -> None:
+    found = cases(photos([folder], LIMITS), ["x", "y"], [LoraSet(), INK], LIMITS)
+    kept = thinned(found, 7)
+    assert [(case.loras.name, case.photo, case.prompt) for case in kept if not case.loras.loras] == [
+        ("no LoRA", "a", "x"),
+        ("no LoRA", "b", "x"),
+        ("no LoRA", "c", "x"),
+    ]
+    assert len(kept) == 6
+    assert thinned(found, 99) == found

@@ -1,0 +1,108 @@
+"""A sweep keeps to its budget. Runners and the clock are made up here: an edit takes the seconds it is said to take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kontextd_models import Acceleration, LoraWeight, PresetUse
+from kontextd_models.acceleration.planning import plan
+from kontextd_models.acceleration.preset import Preset, StepKind
+from kontextd_models.errors import InvalidValue
+from kontextd_models.trials.candidates import candidates
+from kontextd_models.trials.cases import Case, LoraSet
+from kontextd_models.trials.running import Run
+from kontextd_models.trials.sweeping import Budget, Sweep
+from PIL import Image
+
+STEPS, STEP_S, REST_S = 10, 1.0, 2.0
+INK = LoraSet((LoraWeight(Path("ink.safetensors"), 1.0),))  # never opened
+ROWS = candidates(STEPS, {Acceleration.NONE: Preset()})
+
+
+class Runner:
+    """Each step that runs takes a second; a picture is the further off the more steps are skipped, and with ink."""
+
+    def __init__(self, slowdown: float = 1.0) -> None:
+        self.now, self.slowdown, self.edits = 0.0, slowdown, 0
+
+    def warm_up(self, cases: list[Case]) -> None:
+        self.now += len(cases)
+
+    def exact(self, case: Case) -> Run:
+        return self.run(case, Preset())
+
+    def run(self, case: Case, row: Preset) -> Run:
+        kinds = plan(row, STEPS).kinds
+        skipped = kinds.count(StepKind.SKIPPED)
+        denoise_s = (STEPS - skipped) * STEP_S * (1 if self.edits == 0 else self.slowdown)
+        self.now += denoise_s + REST_S
+        self.edits += 1
+        level = 100 + skipped + (9 if case.loras.loras and skipped else 0)
+        image = Image.fromarray(np.full((16, 16, 3), level, np.uint8))
+        return Run(image, {"denoise": denoise_s, "total": denoise_s + REST_S}, PresetUse(), False)
+
+
+def case(prompt: str, loras: LoraSet = LoraSet()) -> Case:  # noqa: B008
+    return Case("photo", Image.new("RGB", (16, 16)), prompt, loras)
+
+
+def swept(runner: Runner, cases: list[Case], seconds: float) -> Sweep:
+    sweep = Sweep(cases, Budget(seconds, lambda: runner.now))
+    list(sweep.make_references(runner))
+    list(sweep.run(runner, "float32", ROWS, sweep.budget.left()))
+    return sweep
+
+
+def test_with_time_enough_every_row_is_tried_in_order() -> None:
+    runner = Runner()
+    sweep = swept(runner, [case("x"), case("y")], 1e6)
+    assert [point.candidate for point in sweep.points] == ROWS
+    assert (sweep.not_reached, sweep.left_out) == ([], 0)
+    first = sweep.points[0]
+    assert first.ratio == pytest.approx(first.candidate.computed_share)
+    assert sweep.reference_denoise_s == STEPS * STEP_S
+
+
+@pytest.mark.parametrize("seconds", [110.0, 130.0, 200.0])
+@pytest.mark.parametrize("slowdown", [1.0, 1.7])
+def test_it_ends_in_time_and_says_what_it_did_not_get_to(seconds: float, slowdown: float) -> None:
+    runner = Runner(slowdown)
+    sweep = swept(runner, [case("x")], seconds)
+    assert runner.now <= seconds + (STEPS * STEP_S * slowdown + REST_S)  # an edit that has begun is not broken off
+    assert sweep.points
+    tried = [point.candidate for point in sweep.points]
+    passed_over = [candidate for _, candidate in sweep.not_reached]
+    assert passed_over
+    assert sorted(map(ROWS.index, [*tried, *passed_over])) == list(range(len(ROWS)))
+
+
+def test_cases_are_left_out_evenly_where_the_budget_has_no_room_for_them() -> None:
+    cases = [case(str(number)) for number in range(20)] + [case(str(number), INK) for number in range(20)]
+    sweep = swept(Runner(), cases, 700)
+    assert len(sweep.cases) == 8
+    assert sweep.left_out == 32
+    assert [case.prompt for case in sweep.cases] == ["0", "5", "10", "15"] * 2
+    assert {case.loras.name for case in sweep.cases} == {"no LoRA", "ink:1"}
+
+
+def test_the_worst_mean_over_the_sets_of_loras_is_told() -> None:
+    sweep = swept(Runner(), [case("x"), case("x", INK)], 1e6)
+    point = sweep.points[0]
+    assert point.mean_psnr["ink:1"] < point.mean_psnr["no LoRA"]
+    assert point.psnr == point.mean_psnr["ink:1"]
+    assert point.worst_picture == "photo, 'x', ink:1"
+
+
+def test_a_budget_that_no_edit_fits_is_refused_with_one_that_does() -> None:
+    runner = Runner()
+    sweep = Sweep([case("x"), case("x", INK)], Budget(60, lambda: runner.now))
+    with pytest.raises(
+        InvalidValue, match=r"budget is 60 s; an edit takes 12.0 s here, and 2 of them .* at least 252 s"
+    ):
+        list(sweep.make_references(runner))
+
+
+def test_what_is_spent_already_is_off_the_budget() -> None:
+    assert Budget(60, lambda: 5.0, spent=20).left() == 40

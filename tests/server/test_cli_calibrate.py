@@ -1,0 +1,141 @@
+"""`kontextd calibrate` as an operator meets it, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny_lora
+from kontextd_models import Acceleration, EngineConfig
+from kontextd_models.acceleration.preset import Preset
+from kontextd_models.acceleration.table import read_table
+from kontextd_models.loading import load_model
+from kontextd_server import cli_calibrate
+from kontextd_server.cli import main
+from PIL import Image
+
+OPTIONS = ["--prompt", "x", "--steps", "6", "--no-safety"]
+NONE, REGULAR, HIGH = Acceleration
+
+
+@pytest.fixture(autouse=True)
+def _tiny_model(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KONTEXTD_MODEL", str(tiny_folder))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "presets.json"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_it_writes_the_rows_that_meet_the_gate_and_the_engine_loads_them(
+    out: Path,
+    tiny_folder: Path,
+    photo: Callable[[int, int], Image.Image],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = out.parent / "photos"
+    folder.mkdir()
+    photo(64, 64).save(folder / "square.png")
+    ink = tiny_lora.write(folder / "ink.safetensors")
+    gates = ["--regular-psnr", "37", "--high-psnr", "20"]
+    assert main(["calibrate", "--image", str(folder), "--lora", str(ink), *gates, "--out", str(out), *OPTIONS]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[1].startswith("regular ")
+    assert f"presets: {out}, for KONTEXTD_PRESETS or --presets" in shown.out
+    results = json.loads((out.parent / "presets-results.json").read_text())
+    points = {point["name"]: point for point in results["points"]}
+    assert results["not_reached"] == []
+    assert {tuple(point["psnr_by_loras"]) for point in points.values()} == {("no LoRA", "ink:1")}
+    table = read_table(out)
+    assert table.precision == "full"
+    assert "for tiny random model, full precision, 6 steps, 2 edits by each row" in table.about
+    assert table.rows[NONE] == Preset()
+    for name, gate in ((REGULAR, 37.0), (HIGH, 20.0)):
+        chosen = results["chosen"][name] and results["chosen"][name]["name"]
+        fit = [point for point in points.values() if point["psnr"] >= gate and point["denoise_ratio"] < 1]
+        assert (chosen is None) == (not fit)
+        assert not fit or points[chosen]["denoise_ratio"] == min(point["denoise_ratio"] for point in fit)
+        assert table.rows[name].is_exact == (chosen is None)
+    page = (out.parent / "presets-report.html").read_text()
+    assert page.count("<circle") == len(points)
+    assert "gate of regular, 37 dB" in page
+    monkeypatch.setenv("KONTEXTD_PRESETS", str(out))
+    assert load_model(EngineConfig(tiny_folder, "cpu", presets=out)).presets.rows == table.rows
+    assert main(["presets", "--steps", "6"]) == 0
+    assert f"from {out}, for full" in capsys.readouterr().out
+
+
+def test_where_nothing_meets_the_gate_the_preset_is_exact_and_that_is_said(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "--regular-psnr", "60", "--high-psnr", "60", "--out", str(out), *OPTIONS]) == 0
+    said = "No row that was tried meets 60 dB, so regular runs every step and token."
+    assert said in capsys.readouterr().out
+    rows = read_table(out).rows
+    assert rows[REGULAR].is_exact
+    assert rows[HIGH].is_exact
+    assert rows[HIGH].summary == "every step, every token: no row that was tried meets 60 dB"
+    assert said in (out.parent / "presets-report.html").read_text()
+
+
+def test_an_interruption_leaves_a_report_of_what_is_known_and_no_preset_file(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def told(text: str, *, quiet: bool) -> None:
+        shown.append(text)
+        if "% of the time" in text and len([line for line in shown if "% of the time" in line]) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_calibrate, "told", told)
+    assert main(["calibrate", "--out", str(out), *OPTIONS]) == 130
+    assert capsys.readouterr().err == "kontextd: interrupted.\n"
+    assert names(out.parent) == ["presets-report.html", "presets-results.json"]
+    results = json.loads((out.parent / "presets-results.json").read_text())
+    assert (len(results["points"]), results["chosen"]) == (2, None)
+    assert "broken off before its end: no preset file was written" in (out.parent / "presets-report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["presets.json", "presets-report.html", "presets-results.json"])
+def test_a_file_that_is_there_is_not_replaced_without_force(
+    out: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out.parent / name).write_text("mine")
+    assert main(["calibrate", "--out", str(out), *OPTIONS]) == 2
+    assert f"{name} is there already; name another with --out, or replace it with --force." in capsys.readouterr().err
+    assert (names(out.parent), (out.parent / name).read_text()) == ([name], "mine")
+
+
+def test_with_force_it_is_replaced(out: Path) -> None:
+    out.write_text("mine")
+    assert main(["calibrate", "--force", "--out", str(out), *OPTIONS]) == 0
+    assert read_table(out).rows[NONE] == Preset()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--regular-psnr", "61"], "--regular-psnr is 61; it must be a number above 0, up to 60."),
+        (["--high-psnr", "nan"], "--high-psnr is nan; it must be"),
+        (["--budget", "0.01s"], "--budget is 0.01 s; an edit takes"),
+        (["--out", "/nowhere/presets.json"], "--out /nowhere/presets.json cannot be written; name a file in a folder"),
+        (["--image", "nowhere"], "--image nowhere is no file and no folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_file(
+    options: list[str], said: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["calibrate", "--out", str(out), *OPTIONS, *options, "--json"]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert said in shown.err
+    assert names(out.parent) == []
