@@ -108,8 +108,8 @@ BREAKING_POINTS = (
     "text_encoder.encoder.layers.0",
     "text_encoder_2.encoder.block.1",
     "vae.encoder.mid_block",
-    "transformer.transformer_blocks.0",
-    "transformer.single_transformer_blocks.1",
+    "transformer.transformer_blocks.0.attn.to_q",
+    "transformer.single_transformer_blocks.1.proj_mlp",
     "vae.decoder.mid_block",
 )
 
@@ -194,7 +194,7 @@ def test_an_edit_closed_while_a_preview_is_checked_leaves_no_thread(
 
 def test_closing_stops_within_one_step(tiny_engine: Engine, tiny_request: EditRequest) -> None:
     passes = []
-    tiny_engine.model.pipeline.transformer.register_forward_hook(lambda *_: passes.append(1))
+    tiny_engine.model.pipeline.transformer.x_embedder.register_forward_hook(lambda *_: passes.append(1))
     edit = tiny_engine.edit(replace(tiny_request, num_inference_steps=50))
     for _ in range(4):
         next(edit)
@@ -220,7 +220,7 @@ def test_the_caller_s_own_gradient_mode_is_untouched_between_steps(
 def test_an_exception_leaves_the_caller_s_gradient_mode_untouched(
     tiny_engine: Engine, tiny_request: EditRequest, raising: Callable[..., None]
 ) -> None:
-    raising(tiny_engine, "transformer.transformer_blocks.0", BrokenOff())
+    raising(tiny_engine, "transformer.transformer_blocks.0.attn.to_q", BrokenOff())
     with pytest.raises(BrokenOff):
         run(tiny_engine, tiny_request)
     assert torch.is_grad_enabled()
@@ -229,7 +229,9 @@ def test_an_exception_leaves_the_caller_s_gradient_mode_untouched(
 # Out of memory.
 
 
-@pytest.mark.parametrize("point", ["transformer.single_transformer_blocks.1", "vae.decoder.mid_block", "vae.encoder"])
+@pytest.mark.parametrize(
+    "point", ["transformer.single_transformer_blocks.1.proj_mlp", "vae.decoder.mid_block", "vae.encoder"]
+)
 def test_out_of_memory_is_an_error_of_its_own_after_which_the_engine_works(
     tiny_engine: Engine, tiny_request: EditRequest, photo: Photo, raising: Callable[..., None], point: str
 ) -> None:
@@ -245,13 +247,13 @@ def test_after_running_out_of_memory_nothing_of_the_edit_is_held(
 ) -> None:
     seen: list[weakref.ref[torch.Tensor]] = []
 
-    def hook(_: torch.nn.Module, __: tuple[object, ...], values: dict[str, torch.Tensor]) -> None:
-        seen.append(weakref.ref(values["hidden_states"]))
+    def hook(_: torch.nn.Module, given: tuple[torch.Tensor]) -> None:
+        seen.append(weakref.ref(given[0]))
         if len(seen) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     transformer = tiny_engine.model.pipeline.transformer
-    handle = transformer.transformer_blocks[0].register_forward_pre_hook(hook, with_kwargs=True)
+    handle = transformer.transformer_blocks[0].norm1.norm.register_forward_pre_hook(hook)
     gc.disable()  # what is freed must be freed by the engine
     try:
         edit = tiny_engine.edit(tiny_request)
@@ -282,7 +284,7 @@ def test_of_cuda_s_errors_only_the_one_for_memory_is_taken_for_it(
     code: int,
     expected: type[Exception],
 ) -> None:
-    raising(tiny_engine, "transformer.transformer_blocks.0", cuda_error(code))
+    raising(tiny_engine, "transformer.transformer_blocks.0.attn.to_q", cuda_error(code))
     with pytest.raises(expected, match="out of memory"):
         run(tiny_engine, tiny_request)
     assert run(tiny_engine, tiny_request).images

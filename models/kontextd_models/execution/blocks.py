@@ -14,11 +14,11 @@ from torch import Tensor
 
 from kontextd_models.encode import Pipeline, max_prompt_tokens
 from kontextd_models.execution.attention_backends import Shape, choose
-from kontextd_models.execution.compilation import Double, Single, compiled, keep_compiled_in
+from kontextd_models.execution.compilation import compiled, keep_compiled_in
 from kontextd_models.execution.planning import ExecutionPlan
 from kontextd_models.out_of_memory import is_out_of_memory
 from kontextd_models.transformer.attention import DotProduct, KeyValue, Rotary, native
-from kontextd_models.transformer.blocks import double_block, single_block
+from kontextd_models.transformer.blocks import Double, Single, double_block, single_block
 from kontextd_models.transformer.modulation import Block, Transformer
 
 log = logging.getLogger(__name__)

@@ -9,21 +9,14 @@ cache and Triton's), which whoever can write there can make run: it belongs to t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from kontextd_models.transformer.attention import DotProduct, KeyValue, Rotary
-from kontextd_models.transformer.blocks import double_block, single_block
+from kontextd_models.transformer.blocks import Double, Single, double_block, single_block
 from kontextd_models.transformer.modulation import Block
-
-Double: TypeAlias = Callable[
-    [Block, Tensor, Tensor, Tensor, Tensor, Rotary, KeyValue | None], tuple[Tensor, Tensor, KeyValue]
-]
-Single: TypeAlias = Callable[[Block, Tensor, Tensor, Rotary, KeyValue | None], tuple[Tensor, KeyValue]]
 
 
 def compiled(dot_product: DotProduct, backend: str = "inductor") -> tuple[Double, Single]:

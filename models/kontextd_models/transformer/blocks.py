@@ -6,6 +6,9 @@ clipping. Tokens are in the order text, output, reference; where the reference's
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -19,6 +22,12 @@ from kontextd_models.transformer.attention import (
     text_heads,
 )
 from kontextd_models.transformer.modulation import Block, modulated, parts
+
+# What a way to run the blocks has to be: `double_block` and `single_block` below are one.
+Double: TypeAlias = Callable[
+    [Block, Tensor, Tensor, Tensor, Tensor, Rotary, KeyValue | None], tuple[Tensor, Tensor, KeyValue]
+]
+Single: TypeAlias = Callable[[Block, Tensor, Tensor, Rotary, KeyValue | None], tuple[Tensor, KeyValue]]
 
 
 def double_block(

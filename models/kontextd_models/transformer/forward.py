@@ -14,10 +14,9 @@ from torch import Tensor
 
 from kontextd_models.encode import EncodedPrompt, EncodedReference
 from kontextd_models.transformer.attention import KeyValue, Rotary
-from kontextd_models.transformer.blocks import double_block, single_block
+from kontextd_models.transformer.blocks import Double, Single, double_block, single_block
 from kontextd_models.transformer.modulation import (
     Ahead,
-    Block,
     Conditions,
     InTheLoop,
     Modulation,
@@ -64,22 +63,13 @@ class Forward(Protocol):
 
 
 class BlockRunner(Protocol):
-    """Runs a block: `double_block` and `single_block` as they stand, or another way to the same."""
+    """A way to run both kinds of block."""
 
-    def double(
-        self,
-        block: Block,
-        image: Tensor,
-        text: Tensor,
-        image_modulation: Tensor,
-        text_modulation: Tensor,
-        rotary: Rotary,
-        kept: KeyValue | None,
-    ) -> tuple[Tensor, Tensor, KeyValue]: ...
+    @property
+    def double(self) -> Double: ...
 
-    def single(
-        self, block: Block, tokens: Tensor, modulation: Tensor, rotary: Rotary, kept: KeyValue | None
-    ) -> tuple[Tensor, KeyValue]: ...
+    @property
+    def single(self) -> Single: ...
 
 
 class AsTheyStand:
@@ -89,13 +79,16 @@ class AsTheyStand:
     single = staticmethod(single_block)
 
 
+_AS_THEY_STAND = AsTheyStand()
+
+
 class WrittenOut:
     """Over the blocks of a transformer whose weights lie on the device."""
 
     keeps = True
 
     def __init__(
-        self, transformer: Transformer, inputs: Inputs, *, modulation_ahead: bool, blocks: BlockRunner = AsTheyStand
+        self, transformer: Transformer, inputs: Inputs, *, modulation_ahead: bool, blocks: BlockRunner = _AS_THEY_STAND
     ) -> None:
         self._transformer, self._inputs, self._blocks = transformer, inputs, blocks
         self._ahead = Ahead.of(transformer, inputs.conditions) if modulation_ahead else None

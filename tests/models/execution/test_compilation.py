@@ -159,15 +159,15 @@ def test_a_compiler_that_fails_leaves_the_blocks_uncompiled_with_a_note(
 
 
 def test_a_size_that_would_need_another_graph_every_time_gives_compilation_up(
-    tiny_engine: Engine, tiny_request: EditRequest, monkeypatch: pytest.MonkeyPatch
+    tiny_engine: Engine, tiny_request: EditRequest
 ) -> None:
     """Eight graphs for one function are the limit of torch; then it fails, and does not go on uncompiled in silence."""
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", 1)
     blocks = Blocks((Way("compiled", *compiled(native, backend="eager")), NATIVE_WAY))
     engine = Engine(replace(tiny_engine.model, blocks=blocks), EngineConfig())
     engine.presets = replace(engine.presets, rows={**engine.presets.rows, Acceleration.HIGH: REUSING})
     request = replace(tiny_request, acceleration=Acceleration.HIGH)
-    *_, done = engine.edit(request)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        *_, done = engine.edit(request)
     assert isinstance(done, Done)
     assert blocks.is_plain
     assert "FailOnRecompileLimitHit" in blocks.notes[0]
