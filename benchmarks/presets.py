@@ -4,7 +4,7 @@
 
 fidelity: photos of scikit-image and scikit-learn, and those in the folders, none of which was trained on, by every
 instruction, 30 steps at 256×256 and 384×256. loras: four of the photos with two LoRAs merged. mechanisms, ready_made:
-four photos by six instructions. speed: 512×512. --quick does six instructions, fidelity and speed only, one round of
+four photos by six instructions. speed: 512×512. --quick does these six and four, fidelity and speed only, one round of
 times. Writes JSON into benchmarks/results/, prints tables and what misses its gate, and fails where something does.
 An interrupted run goes on from the folder that --keep names. What --only leaves out stays in the file as it was.
 """
@@ -47,11 +47,12 @@ class Asked:
 
     photos: Mapping[str, Image.Image]
     instructions: Sequence[str]
+    is_quick: bool
     rounds: int
     keep: Path
 
     def cases(self) -> list[Case]:
-        return list(cases(self.photos, self.instructions))
+        return self.few(self.instructions) if self.is_quick else list(cases(self.photos, self.instructions))
 
     def few(self, instructions: Sequence[str]) -> list[Case]:
         """Of a few photos, seeded as among all of them."""
@@ -64,14 +65,14 @@ def main() -> int:
     engine = load_engine(EngineConfig(device="cpu"))
     with kept(options.keep) as folder:
         instructions = FEW_INSTRUCTIONS if options.quick else edits.NAMES
-        asked = Asked(named, instructions, 1 if options.quick else ROUNDS, folder)
+        asked = Asked(named, instructions, options.quick, 1 if options.quick else ROUNDS, folder)
         parts = options.only or (("fidelity", "speed") if options.quick else tuple(PARTS))
         found = {part: PARTS[part](engine, asked) for part in parts}
     whole = {
         "machine": machine(),
         "cache-dit": cache_dit_version(),
         "steps": STEPS,
-        "photos": list(named),
+        "photos": sorted({case.photo for case in asked.cases()}),
         "rows": {way.name: row_as_json(way.preset) for way in presets(engine)},
         "gates": {**{name: asdict(gate) for name, gate in report.GATES.items()}, **report.OTHER_GATES},
         "parts": {**before(options.out), **found},

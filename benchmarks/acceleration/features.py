@@ -51,7 +51,7 @@ class Features:
 
 
 def experiments() -> Iterator[Features]:
-    for computed, prefix in ((12, 4), (9, 3)):
+    for computed, prefix in ((12, 4), (9, 2)):
         for order in (0, 1):
             row = Preset(computed=computed / STEPS, prefix=prefix, forecast_order=order)
             yield Features(f"{computed} of 30, first {prefix}, order {order}", row)

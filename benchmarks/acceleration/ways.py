@@ -92,11 +92,11 @@ def mechanisms() -> Iterator[Own]:
     yield Own("modulation", "modulation ahead of the loop", Preset(modulation_ahead=True))
     yield from skipping()
     yield from reference_kept()
-    guarded = Preset(computed=9 / STEPS, prefix=3)
-    yield Own("guard", "9 of 30, first 3", guarded)
-    for residual in (0.02, 0.005):
+    unguarded = Preset(computed=9 / STEPS, prefix=2)
+    yield Own("guard", "9 of 30, first 2, no guard", unguarded)
+    for residual in (0.02, 0.1):
         guard = Guard(residual, extra_steps=2)
-        yield Own("guard", f"9 of 30, first 3, guard {residual:g}, 2 more", replace(guarded, guard=guard))
+        yield Own("guard", f"9 of 30, first 2, 2 more at {residual:g}", replace(unguarded, guard=guard))
     shipped = read_table(SHIPPED).rows
     for name in (Acceleration.REGULAR, Acceleration.HIGH):
         yield Own("rows of FLUX.1 Kontext", name.value, shipped[name])
