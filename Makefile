@@ -71,7 +71,9 @@ check: setup ## lint, formatting, strict types, Dockerfile, import direction, no
 	$(PYTEST) -q tests/test_repository.py
 
 bench: setup ## measure, into benchmarks/results/
-	@for script in benchmarks/*.py kernels/bench.py; do echo "== $$script"; $(VENV)/bin/python "$$script" || exit 1; done
+	@missed=; for script in benchmarks/*.py kernels/bench.py; do echo "== $$script"; \
+		$(VENV)/bin/python "$$script" || missed="$$missed $$script"; done; \
+	test -z "$$missed" || { echo "these failed or missed a goal:$$missed" >&2; exit 1; }
 
 test-gpu: setup ## run the tests that need a CUDA device
 	@$(VENV)/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \

@@ -148,7 +148,7 @@ def plan_loading(config: EngineConfig) -> LoadingPlan:
     sizes = memory.sizes_of(folder, dtype.itemsize, limits.max_area, fp8=precision[0], keeps_reference=keeps)
     free = memory.free_bytes(device)
     mode, reason = memory.choose(free, sizes, is_cuda, config.memory_mode)
-    execution = plan_execution(config, precision, kind, mode)
+    execution = plan_execution(config, precision, kind, mode, keeps_reference=keeps)
     return LoadingPlan(folder, limits, presets, device, dtype, sizes, free, mode, reason, execution)
 
 

@@ -28,7 +28,9 @@ class Steps:
         kind = self._kinds[step]
         if kind is StepKind.SKIPPED:
             return self._forecast.at(sigma), kind
-        if kind is StepKind.CACHED and self._kept is not None:
+        if kind is StepKind.CACHED:
+            if self._kept is None:
+                raise RuntimeError(f"step {step} is to look at keys that no step has kept; the plan is wrong.")
             velocity = self._forward.cached(step, latents, self._kept)
         else:
             self._kept = None  # before the new ones: they are as large as a fifth of the weights

@@ -21,6 +21,7 @@ from kontextd_models.records import Acceleration
 PRESETS_FILE = "presets.json"
 SHIPPED = Path(__file__).with_name("kontext.json")
 _KEYS = {"about", "precision", "presets"}
+_PRECISIONS = ("", "full", "fp8")  # "": any
 _TYPES: Mapping[str, type] = {
     "summary": str,
     "computed": float,
@@ -49,19 +50,22 @@ def presets_of(folder: Path, named: Path | None = None) -> PresetTable:
 
 
 def read_table(file: Path) -> PresetTable:
-    """Raises `ModelError` for a missing row, an unknown key or a value out of its range."""
+    """Raises `ModelError` for a missing row, an unknown key, a value out of range, or a `none` that is not exact."""
     data = read_json(file)
     if unknown := sorted(data.keys() - _KEYS):
         raise ModelError(f"{file}: unknown key {', '.join(unknown)}; the keys are {', '.join(sorted(_KEYS))}.")
     about, precision, presets = data.get("about", ""), data.get("precision", ""), data.get("presets")
-    if not isinstance(about, str) or not isinstance(precision, str):
-        raise ModelError(f"{file}: about and precision must be texts.")
+    if not isinstance(about, str):
+        raise ModelError(f"{file}: about is {about!r}; it must be a text.")
+    if precision not in _PRECISIONS:
+        raise ModelError(f"{file}: precision is {precision!r}; it must be full or fp8, or left out.")
     names = [name.value for name in Acceleration]
     if not isinstance(presets, dict) or set(presets) != set(names):
         raise ModelError(f"{file}: presets must be an object with a row for each of {', '.join(names)}, and no other.")
-    return PresetTable(
-        {Acceleration(name): _row(file, name, row) for name, row in presets.items()}, file, about, precision
-    )
+    rows = {Acceleration(name): _row(file, name, row) for name, row in presets.items()}
+    if not rows[Acceleration.NONE].is_exact:
+        raise ModelError(f"{file}: none leaves something out; it must run every step in full. Change another preset.")
+    return PresetTable(rows, file, about, str(precision))
 
 
 def row_as_json(preset: Preset) -> dict[str, object]:

@@ -12,6 +12,7 @@ import torch
 from diffusers import FluxKontextPipeline
 from safetensors.torch import load_file, save_file
 
+from kontextd_models.acceleration.table import PRESETS_FILE
 from kontextd_models.checksums import record
 from kontextd_models.embedded import architecture
 from kontextd_models.embedded.edits import NAMES
@@ -56,11 +57,15 @@ def export(work: Path, out: Path) -> None:
         tokenizer_2=reader.t5_tokenizer,
         transformer=transformer,
     )
+    presets = out / PRESETS_FILE  # chosen for the model, not made by its training
+    rows = presets.read_text(encoding="utf-8") if presets.exists() else None
     shutil.rmtree(out, ignore_errors=True)
     pipeline.save_pretrained(out, safe_serialization=True)
     for weights in out.rglob("*.safetensors"):
         _write_halved(weights, load_file(weights))
     (out / "kontextd.json").write_text(json.dumps(card(), indent=2) + "\n")
+    if rows is not None:
+        presets.write_text(rows, encoding="utf-8")
     record(out)
 
 

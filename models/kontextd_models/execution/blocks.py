@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from kontextd_models import memory
 from kontextd_models.encode import Pipeline, max_prompt_tokens
 from kontextd_models.execution.attention_backends import Shape, choose
 from kontextd_models.execution.compilation import compiled, keep_compiled_in
@@ -46,8 +47,11 @@ class Blocks:
     caller's.
     """
 
-    def __init__(self, ways: Sequence[Way], notes: Sequence[str] = ()) -> None:
-        self._ways, self.notes = tuple(ways), tuple(notes)
+    def __init__(
+        self, ways: Sequence[Way], notes: Sequence[str] = (), free_bytes: Callable[[], int] | None = None
+    ) -> None:
+        """`free_bytes`: what is free on a CUDA device, for errors that leave open whether it is full."""
+        self._ways, self.notes, self._free_bytes = tuple(ways), tuple(notes), free_bytes
 
     @property
     def way(self) -> str:
@@ -81,7 +85,7 @@ class Blocks:
             try:
                 return run(self._ways[0])
             except Exception as error:  # of torch's compiler, of a backend's own: they promise no set of classes
-                if len(self._ways) == 1 or is_out_of_memory(error):
+                if len(self._ways) == 1 or is_out_of_memory(error, self._free_bytes):
                     raise
                 self._give_up(error)
 
@@ -122,7 +126,7 @@ def open_blocks(
         if compile_cache is not None:
             keep_compiled_in(compile_cache)
         ways.insert(0, Way(f"compiled with {backend.name} attention", *compiled(backend.dot_product)))
-    blocks = Blocks(ways, backend.notes)
+    blocks = Blocks(ways, backend.notes, partial(memory.free_bytes, device))
     if plan.compiled:
         _compile_now(blocks, pipeline.transformer, text_tokens, image_tokens, device, dtype)
     log.info("blocks run %s", blocks.way)

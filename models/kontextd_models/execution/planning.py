@@ -20,6 +20,10 @@ PRECISIONS, COMPILE, ATTENTION = (
 )
 _FP8_CAPABILITY = (8, 9)  # Ada and Hopper; see kontextd_kernels.fp8_linear
 _ON_DEVICE = (MemoryMode.RESIDENT, MemoryMode.ENCODERS_OFF)
+_KEEPS_NOTHING = (
+    "presets are to keep the reference's keys and values, and in the memory mode {} blocks stream through the device: "
+    "these steps run in full."
+)
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,19 @@ def choose_precision(config: EngineConfig, table: PresetTable, device: Device) -
 
 
 def plan_execution(
-    config: EngineConfig, precision: tuple[bool, str], device: Device, mode: MemoryMode
+    config: EngineConfig,
+    precision: tuple[bool, str],
+    device: Device,
+    mode: MemoryMode,
+    *,
+    keeps_reference: bool = False,
 ) -> ExecutionPlan:
-    """The rest of the plan, once the memory mode is known. Raises `InvalidValue`."""
+    """The rest of the plan, once the memory mode is known. `keeps_reference`: a preset would. Raises `InvalidValue`."""
     fp8, note = precision
     compiled, of_compiling = _choose_compile(_one_of("compile", config.compile, COMPILE), device, mode)
+    of_keeping = "" if mode in _ON_DEVICE or not keeps_reference else _KEEPS_NOTHING.format(mode.value)
     attention, of_attention = _choose_attention(_one_of("attention", config.attention, ATTENTION), device, mode)
-    return ExecutionPlan(fp8, compiled, attention, tuple(filter(None, (note, of_compiling, of_attention))))
+    return ExecutionPlan(fp8, compiled, attention, tuple(filter(None, (note, of_keeping, of_compiling, of_attention))))
 
 
 def reuses_reference(rows: Iterable[Preset]) -> bool:

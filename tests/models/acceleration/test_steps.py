@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from kontextd_models.acceleration.planning import plan
+from kontextd_models.acceleration.planning import Plan, plan
 from kontextd_models.acceleration.preset import Guard, Preset, StepKind
 from kontextd_models.acceleration.steps import Steps
 from kontextd_models.transformer.forward import Kept
@@ -46,6 +47,12 @@ def test_full_passes_keep_only_where_somebody_will_look() -> None:
     asked, _, kinds = carried_out(Preset(masks={8: "FFcc.FFc"}), [1.0] * 8)
     assert asked == ["F", "K", "c1", "c1", "F", "K", "c6"]
     assert kinds == "FFcc.FFc"
+
+
+def test_a_plan_that_looks_at_keys_nobody_kept_fails_and_does_not_run_in_full() -> None:
+    wrong = Plan((StepKind.CACHED,), 1, None)
+    with pytest.raises(RuntimeError, match="step 0 is to look at keys"):
+        Steps(Noting([1.0]), wrong).velocity(0, 1.0, LATENTS)
 
 
 def test_an_exact_plan_keeps_nothing() -> None:

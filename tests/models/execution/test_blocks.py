@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,19 @@ def test_running_out_of_memory_gives_no_way_up(tiny_engine: Engine, tiny_request
     with pytest.raises(OutOfMemory):
         picture(running(tiny_engine, blocks), tiny_request)
     assert (blocks.way, blocks.notes) == ("by a backend", ())
+
+
+@pytest.mark.parametrize(("free_mib", "is_given_up"), [(100, False), (40_000, True)], ids=["full", "roomy"])
+def test_a_library_that_breaks_gives_a_way_up_only_where_the_device_has_room(
+    tiny_engine: Engine, free_mib: int, is_given_up: bool
+) -> None:
+    error = RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR")
+    blocks = Blocks((Failing(error).way(), NATIVE_WAY), free_bytes=lambda: free_mib * 2**20)
+    block = tiny_engine.model.pipeline.transformer.single_transformer_blocks[0]
+    tokens, modulation, angles = torch.zeros(1, 3, 32), torch.zeros(1, 96), torch.zeros(3, 16)
+    with torch.no_grad(), nullcontext() if is_given_up else pytest.raises(RuntimeError, match="INTERNAL_ERROR"):
+        blocks.single(block, tokens, modulation, (angles, angles), None)
+    assert blocks.is_plain == is_given_up
 
 
 def test_an_interrupt_gives_no_way_up(tiny_engine: Engine, tiny_request: EditRequest) -> None:

@@ -29,7 +29,7 @@ def table(precision: str = "") -> PresetTable:
 
 
 @pytest.mark.parametrize("device", [CPU, HOPPER, AMPERE])
-@pytest.mark.parametrize(("asked", "settled_with"), [("auto", ""), ("auto", "bfloat16"), ("full", "fp8")])
+@pytest.mark.parametrize(("asked", "settled_with"), [("auto", ""), ("auto", "full"), ("full", "fp8")])
 def test_full_precision_unless_somebody_wants_float8(device: Device, asked: str, settled_with: str) -> None:
     assert choose_precision(EngineConfig(precision=asked), table(settled_with), device) == (False, "")
 
@@ -70,6 +70,17 @@ def test_the_kernels_and_the_plan_agree_on_what_multiplies_float8() -> None:
 
 def plan(device: Device, mode: MemoryMode = MemoryMode.RESIDENT, **asked: str) -> ExecutionPlan:
     return plan_execution(EngineConfig(**asked), (False, ""), device, mode)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MemoryMode if mode is not MemoryMode.AUTO])
+def test_streamed_blocks_say_that_they_keep_no_reference(mode: MemoryMode) -> None:
+    def notes(keeps_reference: bool) -> tuple[str, ...]:
+        told = plan_execution(EngineConfig(), (False, ""), HOPPER, mode, keeps_reference=keeps_reference)
+        return told.notes
+
+    streams = mode in (MemoryMode.GROUP_OFFLOAD, MemoryMode.SEQUENTIAL)
+    assert notes(keeps_reference=False) == ()
+    assert any("these steps run in full" in note for note in notes(keeps_reference=True)) == streams
 
 
 def test_the_cpu_runs_as_diffusers_does_unless_told_otherwise() -> None:
