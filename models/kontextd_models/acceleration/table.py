@@ -45,6 +45,10 @@ class PresetTable:
 
 def presets_of(folder: Path, named: Path | None = None) -> PresetTable:
     """The operator's table, else the model's own, else the shipped one. Raises `ModelError` naming file and value."""
+    if named is not None and not named.is_file():
+        raise ModelError(
+            f"{named} is missing. Name a table of presets that is there, as `kontextd calibrate` writes it."
+        )
     own = folder / PRESETS_FILE
     return read_table(named or (own if own.exists() else SHIPPED))
 

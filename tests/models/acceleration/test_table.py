@@ -91,5 +91,5 @@ def test_a_fault_is_named_with_its_file(tmp_path: Path, data: object, named: str
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"absent\.json is missing"):
+    with pytest.raises(ModelError, match=r"absent\.json is missing. Name a table"):
         presets_of(tmp_path, tmp_path / "absent.json")
