@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from kontextd_server.report.outcome import Outcome
 
 _BUDGET_S = 30 * 60.0
+_FOR_RUN_OFF = 1 / 6  # of a precision's time: five turns of a few rows, where it tries a dozen on as many edits
 _GATES = {Acceleration.REGULAR: 31.0, Acceleration.HIGH: 28.0}
 _GATES_OF_DEMONSTRATION = {Acceleration.REGULAR: 35.0, Acceleration.HIGH: 30.0}
 _PRECISIONS = ("full", "fp8")
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     found = _Found(subject, Sweep(subject.cases, budget), quiet=arguments.json)
     try:
         with quiet_engine():
-            found.sweep_all(settings, _precisions(arguments.precision))
+            found.sweep_all(settings, _precisions(arguments.precision), gates)
     except KeyboardInterrupt:
         if found.sweep.points:
             _report(files, found, gates, None)
@@ -142,15 +143,15 @@ class _Found:
         self.said: dict[str, None] = {}  # by the engines, each once
         self.precisions: list[str] = []
 
-    def sweep_all(self, settings: Settings, asked: Sequence[str]) -> None:
+    def sweep_all(self, settings: Settings, asked: Sequence[str], gates: Gates) -> None:
         """Each precision for an even share of the time that is left, on an engine of its own."""
         for number, precision in enumerate(asked):
-            self._sweep_one(settings, precision, self.sweep.budget.left() / (len(asked) - number))
+            self._sweep_one(settings, precision, self.sweep.budget.left() / (len(asked) - number), gates)
             gc.collect()  # the engine: the next one needs its room
         if not self.precisions:
             raise UsageError(f"--precision {' '.join(asked)} cannot be had here: {' '.join(self.said)}")
 
-    def _sweep_one(self, settings: Settings, precision: str, seconds: float) -> None:
+    def _sweep_one(self, settings: Settings, precision: str, seconds: float, gates: Gates) -> None:
         """Nothing, where this device cannot have the precision."""
         from kontextd_models.trials.running import Runner
 
@@ -163,7 +164,9 @@ class _Found:
         runner = Runner(engine, self.subject.manner)
         rows = self._rows(runner)
         self.precisions.append(engine.model.execution.precision)
-        self._try(runner, rows, max(0.0, self.sweep.budget.left() - until))
+        left = max(0.0, self.sweep.budget.left() - until)
+        self._try(runner, rows, left * (1 - _FOR_RUN_OFF))
+        self._run_off(runner, gates, max(0.0, self.sweep.budget.left() - until))
         self.said |= runner.warnings
 
     def _rows(self, runner: Runner) -> list[Candidate]:
@@ -185,6 +188,14 @@ class _Found:
             figures = f"{100 * point.ratio:5.1f} % of the time  {point.psnr:5.1f} dB"
             told(f"{figures}  {point.candidate.name}", quiet=self._quiet)
 
+    def _run_off(self, runner: Runner, gates: Gates, seconds: float) -> None:
+        from kontextd_models.trials.choosing import finalists
+        from kontextd_models.trials.sweeping import TURNS
+
+        rows = finalists([point for point in self.sweep.points if point.precision == self.precisions[-1]], gates)
+        for turn in self.sweep.run_off(runner, rows, seconds):
+            told(f"{len(rows)} rows again, in turns with none: {turn}/{TURNS}", quiet=self._quiet)
+
 
 def _report(files: _Files, found: _Found, gates: Gates, choice: Choice | None) -> tuple[dict[str, object], Outcome]:
     """Write both reports."""
@@ -200,7 +211,10 @@ def _report(files: _Files, found: _Found, gates: Gates, choice: Choice | None) -
         "cases": [case.name for case in sweep.cases],
         "none_denoise_s": round(sweep.reference_denoise_s, 4),
         **outcome.as_json(),
-        "not_reached": [{"precision": name, "name": row.name} for name, row in sweep.not_reached],
+        **{
+            key: [{"precision": name, "name": row.name} for name, row in rows]
+            for key, rows in (("not_reached", sweep.not_reached), ("too_large", sweep.too_large))
+        },
     }
     subject = {
         **facts_of(found.head, sweep.cases),

@@ -31,6 +31,10 @@ class Candidate:
     mask: str
 
     @property
+    def is_exact(self) -> bool:
+        return set(self.mask) == {StepKind.FULL}
+
+    @property
     def computed_share(self) -> float:
         """Of the steps: those that run at all."""
         return 1 - self.mask.count(StepKind.SKIPPED) / len(self.mask)
@@ -42,8 +46,9 @@ def candidates(steps: int, present: Mapping[Acceleration, Preset]) -> list[Candi
     for row in (*_in_force(present), *_published()):
         mask = "".join(plan(row, steps).kinds)
         order = row.forecast_order if StepKind.SKIPPED in mask else 1
-        if set(mask) != {"F"}:
-            found.setdefault((mask, order, row.guard is not None), Candidate(name_of(row, steps), row, mask))
+        candidate = Candidate(name_of(row, steps), row, mask)
+        if not candidate.is_exact:
+            found.setdefault((mask, order, row.guard is not None), candidate)
     return list(found.values())
 
 

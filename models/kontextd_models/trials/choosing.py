@@ -10,6 +10,9 @@ from kontextd_models.trials.sweeping import Point
 
 Gates = Mapping[Acceleration, float]  # dB of PSNR to `none`, of each preset but it
 
+_MOST = 4  # finalists for each gate
+_NEAR = 1.25  # times the ratio of the fastest
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -28,10 +31,25 @@ def front(points: Sequence[Point]) -> list[Point]:
     return best
 
 
+def finalists(points: Sequence[Point], gates: Gates) -> list[Point]:
+    """Those whose seconds decide: of each gate the few fastest that meet it and are near the fastest of them."""
+    found: dict[int, Point] = {}
+    for gate_db in gates.values():
+        fit = sorted((point for point in points if point.psnr >= gate_db), key=lambda point: point.ratio)
+        found |= {id(point): point for point in fit[:_MOST] if point.ratio <= fit[0].ratio * _NEAR}
+    return list(found.values())
+
+
 def fastest(points: Sequence[Point], gate_db: float) -> Point | None:
-    """The fastest that meets the gate and is faster than `none`; of two as fast the more faithful one."""
-    fit = [point for point in points if point.psnr >= gate_db and point.ratio < 1]
-    return min(fit, key=lambda point: (point.ratio, -point.psnr), default=None)
+    """The fastest that meets the gate and is faster than `none`; of two as fast the more faithful one.
+
+    Where some were timed again, in turns with `none`, it is one of them.
+    """
+    fit = [point for point in points if point.psnr >= gate_db]
+    decided = [point for point in fit if point.turns] or fit
+    return min(
+        (point for point in decided if point.ratio < 1), key=lambda point: (point.ratio, -point.psnr), default=None
+    )
 
 
 def choose(points: Sequence[Point], gates: Gates, first: str) -> Choice:

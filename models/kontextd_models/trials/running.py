@@ -54,9 +54,13 @@ class Runner:
         """Raises what `Engine.edit` raises."""
         return self._run(case, row, self.manner.steps)
 
+    def none(self, case: Case) -> Run:
+        """By the engine's own row of that name."""
+        return self.run(case, self.engine.presets.rows[Acceleration.NONE])
+
     def exact(self, case: Case) -> Run:
-        """By the engine's own `none`. Raises `InvalidValue` for a case whose picture is flagged: black says nothing."""
-        made = self.run(case, self.engine.presets.rows[Acceleration.NONE])
+        """By `none`, to compare with. Raises `InvalidValue` for a case whose picture is flagged: black says nothing."""
+        made = self.none(case)
         if made.is_flagged:
             raise InvalidValue(
                 f"the safety checker flagged the edit of {case.name}, and black pictures cannot be compared. Use "

@@ -1,7 +1,8 @@
 """Rows tried one after the other until the time is up. Knows engines and clocks; knows no gates and no files.
 
 The first engine makes the pictures that everything is held against, by its `none`. Its seconds say how many cases and
-rows the budget has room for.
+rows the budget has room for. The seconds of a row stand beside those of a `none` that ran long before, so whatever has
+slowed the machine down or up since is in their ratio: rows that may win are timed again in turns with `none`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from PIL import Image
@@ -23,6 +24,7 @@ from kontextd_models.trials.tally import mean_db
 
 log = logging.getLogger(__name__)
 
+TURNS = 5
 _FOR_REFERENCES = 1 / 7  # of the budget at most: the rest has room for a dozen rows at half the time of `none`
 
 
@@ -37,6 +39,7 @@ class Point:
     mean_psnr: Mapping[str, float]  # to `none`, in dB, by set of LoRAs
     worst_picture_psnr: float
     worst_picture: str
+    turns: int = 0  # edits that `ratio` comes from, each beside one of `none`; 0: all against those of the start
 
     @property
     def psnr(self) -> float:
@@ -70,6 +73,7 @@ class Sweep:
         self.left_out = 0  # cases for which the budget has no room
         self.points: list[Point] = []
         self.not_reached: list[tuple[str, Candidate]] = []
+        self.too_large: list[tuple[str, Candidate]] = []  # for the device's memory
         self._references: dict[str, _Reference] = {}
 
     @property
@@ -107,7 +111,12 @@ class Sweep:
         until = self.budget.left() - seconds
         for index, candidate in enumerate(candidates):
             self.not_reached.append((precision, candidate))
-            point = self._tried(runner, precision, candidate, until)
+            try:
+                point = self._tried(runner, precision, candidate, until)
+            except OutOfMemory as error:
+                log.warning("%s: %s", candidate.name, error)
+                self.too_large.append(self.not_reached.pop())
+                point = None
             if point is not None:
                 self.not_reached.pop()
                 self.points.append(point)
@@ -116,12 +125,56 @@ class Sweep:
                 self.not_reached += [(precision, other) for other in candidates[index + 1 :]]
                 return
 
+    def run_off(self, runner: Runner, finalists: Sequence[Point], seconds: float) -> Iterator[int]:
+        """Time rows of one precision again, in turns with its `none`; yields the number of each round that is over.
+
+        Each round takes another case, and the order moves on by one. It ends after `TURNS` rounds, or before one that
+        would take longer than is left of so many seconds. The points get their new ratios after each round.
+        """
+        places = [self.points.index(point) for point in finalists]
+        none_ratio = self._none_ratio(finalists[0].precision) if finalists else None
+        if none_ratio is None:
+            return
+        until = self.budget.left() - seconds
+        found: list[list[float]] = [[] for _ in finalists]
+        for turn in range(TURNS):
+            case = self.cases[turn % len(self.cases)]
+            expected_s = sum(self._expected_s(case, point.candidate) for point in finalists)
+            if self.budget.left() - expected_s - self._references[case.name].total_s < until:
+                return
+            try:
+                of_turn = self._ratios(runner, case, finalists, turn)
+            except OutOfMemory as error:  # they have run before: somebody else has taken memory since
+                log.warning("timing in turns ends: %s", error)
+                return
+            for ratios, ratio in zip(found, of_turn, strict=True):
+                ratios.append(none_ratio * ratio)
+            for place, ratios in zip(places, found, strict=True):
+                self.points[place] = replace(self.points[place], ratio=median(ratios), turns=len(ratios))
+            yield turn + 1
+
+    def _none_ratio(self, precision: str) -> float | None:
+        """The seconds of a precision's `none` to those of the first one's; None where that was not tried."""
+        if precision == self.points[0].precision:
+            return 1.0
+        exact = (point for point in self.points if point.precision == precision and point.candidate.is_exact)
+        return next((point.ratio for point in exact), None)
+
+    def _ratios(self, runner: Runner, case: Case, finalists: Sequence[Point], turn: int) -> list[float]:
+        """Of one round: the seconds of denoising of each to those of `none`."""
+        start = turn % (len(finalists) + 1)
+        seconds: dict[int, float] = {}
+        for number in (*range(start, len(finalists) + 1), *range(start)):
+            made = runner.run(case, finalists[number - 1].candidate.row) if number else runner.none(case)
+            seconds[number] = made.timings["denoise"]
+        return [seconds[number] / seconds[0] for number in range(1, len(finalists) + 1)]
+
     def _reference(self, runner: Runner, case: Case) -> _Reference:
         made = runner.exact(case)
         return _Reference(made.image, made.timings["denoise"], made.timings["total"])
 
     def _tried(self, runner: Runner, precision: str, candidate: Candidate, until: float) -> Point | None:
-        """None where the time does not suffice, or the device's memory."""
+        """None where the time does not suffice. Raises `OutOfMemory`."""
         expected_s = {case.name: self._expected_s(case, candidate) for case in self.cases}
         left_s = sum(expected_s.values())
         found: dict[str, tuple[float, float]] = {}  # dB and seconds, by case
@@ -129,11 +182,7 @@ class Sweep:
             if self.budget.left() - left_s < until:
                 return None
             exact = self._references[case.name]
-            try:
-                made = runner.run(case, candidate.row)
-            except OutOfMemory as error:
-                log.warning("%s: %s", candidate.name, error)
-                return None
+            made = runner.run(case, candidate.row)
             found[case.name] = (psnr(made.image, exact.image), made.timings["denoise"])
             left_s -= expected_s[case.name]
         return self._point(precision, candidate, found)

@@ -32,9 +32,9 @@ def calibration_page(subject: Mapping[str, str], outcome: Outcome) -> str:
 
 _MASKS = (
     "Of the mask: F every token, c text and output tokens against keys and values kept of the reference, a dot is "
-    "skipped and forecast. Time is the median, over all edits, of the seconds of denoising to those of none. PSNR is "
-    "to the picture of none: the mean over photos and prompts (each counted as 60 dB at most), the lowest over the "
-    "sets of LoRAs."
+    "skipped and forecast. Time is the median, over all edits, of the seconds of denoising to those of none at the "
+    "start; with a number of turns, over so many edits, each beside one by none. PSNR is to the picture of none: the "
+    "mean over photos and prompts (each counted as 60 dB at most), the lowest over the sets of LoRAs."
 )
 
 
@@ -84,11 +84,16 @@ def _tried(outcome: Outcome) -> str:
         Column("mask", "code"),
         *(Column(name, "number") for name in ("time, % of none", "PSNR, dB", "worst picture, dB")),
         Column("of"),
+        Column("turns", "number"),
     ]
     points = sorted(outcome.points, key=lambda point: point.ratio)
     chosen = {id(point) for point in (outcome.chosen or {}).values() if point is not None}
     strong = [number for number, point in enumerate(points) if id(point) in chosen]
-    return table(columns, [[*_cells(point), point.worst_picture] for point in points], strong)
+    return table(columns, [_tried_cells(point) for point in points], strong)
+
+
+def _tried_cells(point: Point) -> list[str]:
+    return [*_cells(point), point.worst_picture, str(point.turns or "")]
 
 
 def _cells(point: Point) -> list[str]:

@@ -30,7 +30,7 @@ class Outcome:
         from kontextd_models.trials.choosing import front
 
         chosen = choice.points if choice else None
-        notes = [*_unmet(gates, chosen or {}), *_left_out(sweep), *said]
+        notes = [*_unmet(gates, chosen or {}), *_timed_once(chosen or {}), *_left_out(sweep), *said]
         return cls(sweep.points, front(sweep.points), gates, chosen, notes)
 
     def as_json(self) -> dict[str, object]:
@@ -76,6 +76,7 @@ class Outcome:
             "mask": point.candidate.mask,
             "row": row_as_json(point.candidate.row),
             "denoise_ratio": round(point.ratio, 4),
+            "turns": point.turns,
             "denoise_s": round(point.denoise_s, 4),
             "psnr": db_json(point.psnr),
             "psnr_by_loras": {name: db_json(value) for name, value in point.mean_psnr.items()},
@@ -91,6 +92,15 @@ def _unmet(gates: Gates, chosen: Mapping[Acceleration, Point | None]) -> Iterato
             yield f"No row that was tried meets {gates[name]:g} dB, so {name.value} runs every step and token."
 
 
+def _timed_once(chosen: Mapping[Acceleration, Point | None]) -> Iterator[str]:
+    names = [name.value for name, point in chosen.items() if point is not None and not point.turns]
+    if names:
+        yield (
+            f"The time did not suffice to time the rows of {' and '.join(names)} again in turns with none: their "
+            "seconds stand beside those of none at the start."
+        )
+
+
 def _left_out(sweep: Sweep) -> Iterator[str]:
     if sweep.left_out:
         yield (
@@ -98,4 +108,6 @@ def _left_out(sweep: Sweep) -> Iterator[str]:
             "prompt and LoRAs were left out, evenly."
         )
     if sweep.not_reached:
-        yield f"{len(sweep.not_reached)} rows were not tried: time or memory did not suffice for them."
+        yield f"{len(sweep.not_reached)} rows were not tried: the time did not suffice for them."
+    if sweep.too_large:
+        yield f"{len(sweep.too_large)} rows are left out: the device's memory did not suffice for them."

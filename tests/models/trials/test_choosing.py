@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from kontextd_models import Acceleration
 from kontextd_models.acceleration.preset import Preset
 from kontextd_models.acceleration.table import read_table
 from kontextd_models.trials.candidates import Candidate
-from kontextd_models.trials.choosing import Choice, choose, fastest, front
+from kontextd_models.trials.choosing import Choice, choose, fastest, finalists, front
 from kontextd_models.trials.settling import rows_of, table_of
 from kontextd_models.trials.sweeping import Point
 
@@ -36,6 +37,23 @@ def test_the_fastest_that_meets_the_gate_is_taken() -> None:
 
 def test_nothing_is_taken_under_the_gate_or_slower_than_none() -> None:
     assert fastest([point(0.2, 30.99), point(1.0, 60), point(1.2, 60)], 31) is None
+
+
+def test_finalists_are_the_few_fastest_near_the_fastest_of_each_gate() -> None:
+    low, high = (
+        [point(0.3, 28.5), point(0.35, 29), point(0.5, 29)],
+        [point(ratio, 33) for ratio in (0.6, 0.61, 0.62, 0.63, 0.64)],
+    )
+    assert finalists([*high, point(0.1, 20), *low], GATES) == [*high[:4], *low[:2]]
+    assert finalists([point(1.1, 40)], GATES) == [point(1.1, 40)]  # a machine that was slowed down
+    assert finalists([point(0.1, 20)], GATES) == []
+
+
+def test_of_those_that_were_timed_again_one_wins() -> None:
+    timed, slower = replace(point(0.5, 33), turns=5), replace(point(0.55, 33), turns=5)
+    assert fastest([point(0.4, 33), slower, timed], 31) == timed
+    assert fastest([point(0.4, 33), replace(point(1.0, 33), turns=5)], 31) is None
+    assert fastest([point(0.4, 33), replace(point(0.2, 20), turns=5)], 31) == point(0.4, 33)
 
 
 def test_the_worst_set_of_loras_is_held_to_the_gate() -> None:

@@ -9,11 +9,11 @@ import pytest
 from kontextd_models import Acceleration, LoraWeight, PresetUse
 from kontextd_models.acceleration.planning import plan
 from kontextd_models.acceleration.preset import Preset, StepKind
-from kontextd_models.errors import InvalidValue
-from kontextd_models.trials.candidates import candidates
+from kontextd_models.errors import InvalidValue, OutOfMemory
+from kontextd_models.trials.candidates import candidates, exact
 from kontextd_models.trials.cases import Case, LoraSet
 from kontextd_models.trials.running import Run
-from kontextd_models.trials.sweeping import Budget, Sweep
+from kontextd_models.trials.sweeping import TURNS, Budget, Sweep
 from PIL import Image
 
 STEPS, STEP_S, REST_S = 10, 1.0, 2.0
@@ -26,14 +26,21 @@ class Runner:
 
     def __init__(self, slowdown: float = 1.0) -> None:
         self.now, self.slowdown, self.edits = 0.0, slowdown, 0
+        self.rows: list[Preset] = []
+        self.fails_at: set[int] = set()  # numbers of edits
 
     def warm_up(self, cases: list[Case]) -> None:
         self.now += len(cases)
 
-    def exact(self, case: Case) -> Run:
+    def none(self, case: Case) -> Run:
         return self.run(case, Preset())
 
+    exact = none
+
     def run(self, case: Case, row: Preset) -> Run:
+        self.rows.append(row)
+        if self.edits in self.fails_at:
+            raise OutOfMemory("the device has no room")
         kinds = plan(row, STEPS).kinds
         skipped = kinds.count(StepKind.SKIPPED)
         denoise_s = (STEPS - skipped) * STEP_S * (1 if self.edits == 0 else self.slowdown)
@@ -102,6 +109,74 @@ def test_a_budget_that_no_edit_fits_is_refused_with_one_that_does() -> None:
         InvalidValue, match=r"budget is 60 s; an edit takes 12.0 s here, and 2 of them .* at least 252 s"
     ):
         list(sweep.make_references(runner))
+
+
+def test_a_row_too_large_for_the_device_is_told_apart_from_one_without_time() -> None:
+    runner = Runner()
+    runner.fails_at = {2}  # after `none`: a row's first edit, and those after it, which are not counted
+    sweep = Sweep([case("x"), case("y")], Budget(1e6, lambda: runner.now))
+    list(sweep.make_references(runner))
+    assert list(sweep.run(runner, "float32", ROWS[:3], 1e6)) == []
+    assert sweep.too_large == [("float32", row) for row in ROWS[:3]]
+    assert (sweep.points, sweep.not_reached) == ([], [])
+
+
+def test_finalists_are_timed_in_turns_with_none_whatever_slowed_the_machine_since() -> None:
+    runner = Runner(slowdown=1.7)  # since the first edit
+    sweep = swept(runner, [case("x"), case("y", INK)], 1e6)
+    finalists = sweep.points[:2]
+    assert all(point.ratio > 1.3 * point.candidate.computed_share for point in finalists)
+    before, runner.rows = list(sweep.points), []
+    assert list(sweep.run_off(runner, finalists, 1e6)) == list(range(1, TURNS + 1))
+    for point, was in zip(sweep.points[:2], finalists, strict=True):
+        assert point.ratio == pytest.approx(point.candidate.computed_share)
+        assert (point.turns, point.psnr) == (TURNS, was.psnr)
+    assert sweep.points[2:] == before[2:]
+    none, one, other = Preset(), finalists[0].candidate.row, finalists[1].candidate.row
+    assert runner.rows[:9] == [none, one, other, one, other, none, other, none, one]
+
+
+def test_another_precision_is_timed_against_its_own_none_and_held_to_the_first_ones() -> None:
+    runner = Runner()
+    sweep = Sweep([case("x")], Budget(1e6, lambda: runner.now))
+    list(sweep.make_references(runner))
+    list(sweep.run(runner, "float32", ROWS[:1], 1e6))
+    runner.slowdown = 0.5
+    list(sweep.run(runner, "fp8", [exact(STEPS), ROWS[0]], 1e6))
+    runner.slowdown = 0.8  # since then
+    list(sweep.run_off(runner, [sweep.points[2]], 1e6))
+    assert sweep.points[2].ratio == pytest.approx(0.5 * ROWS[0].computed_share)
+    assert [point.turns for point in sweep.points] == [0, 0, TURNS]
+
+
+def test_without_its_none_another_precision_is_not_timed_again() -> None:
+    runner = Runner()
+    sweep = swept(runner, [case("x")], 1e6)
+    list(sweep.run(runner, "fp8", ROWS[:1], 1e6))
+    assert list(sweep.run_off(runner, sweep.points[-1:], 1e6)) == []
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 0), (30.0, 1), (60.0, 3)])
+def test_turns_end_in_time(seconds: float, rounds: int) -> None:
+    runner = Runner()
+    sweep = swept(runner, [case("x")], 1e6)
+    began = runner.now
+    assert len(list(sweep.run_off(runner, sweep.points[:1], seconds))) == rounds
+    assert runner.now - began <= seconds
+    assert sweep.points[0].turns == rounds
+
+
+def test_memory_that_is_gone_ends_the_turns_and_keeps_what_is_known() -> None:
+    runner = Runner()
+    sweep = swept(runner, [case("x")], 1e6)
+    for turn in sweep.run_off(runner, sweep.points[:1], 1e6):
+        assert turn == 1
+        runner.fails_at = {runner.edits}
+    assert sweep.points[0].turns == 1
+
+
+def test_nothing_in_the_finals_is_nothing_to_time() -> None:
+    assert list(swept(Runner(), [case("x")], 1e6).run_off(Runner(), [], 1e6)) == []
 
 
 def test_what_is_spent_already_is_off_the_budget() -> None:
