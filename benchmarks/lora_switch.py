@@ -237,10 +237,10 @@ def limit_s(stand: Stand, ranks: int, factor_bytes: int) -> dict[str, float]:
         for target, weight in zip(copies, weights, strict=True):
             target.copy_(weight)
 
-    dtype = DTYPE if device.type == "cuda" else torch.float32  # what the device is fastest in and the product allows
-    left, right = (torch.randn(GEMM_SIDE, GEMM_SIDE, device=device, dtype=dtype) for _ in range(2))
     copying = min(timed(copy, device) for _ in range(3))
-    product = min(timed(lambda: left @ right, device) for _ in range(3))
+    product = product_s(device, DTYPE)
+    if device.type == "cpu":  # strengths make one factor fp32: a product of fp32, or two of bfloat16
+        product = min(product_s(device, torch.float32), 2 * product)
     moved = 2 * elements * DTYPE.itemsize
     factors = torch.empty(factor_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
     upload = min(timed(lambda: factors.to(device, copy=True), device) for _ in range(3))
@@ -249,6 +249,12 @@ def limit_s(stand: Stand, ranks: int, factor_bytes: int) -> dict[str, float]:
         "products": 2 * ranks * elements * product / (2 * GEMM_SIDE**3),
         "upload": upload,
     }
+
+
+def product_s(device: torch.device, dtype: torch.dtype) -> float:
+    """Of two square matrices."""
+    left, right = (torch.randn(GEMM_SIDE, GEMM_SIDE, device=device, dtype=dtype) for _ in range(2))
+    return min(timed(lambda: left @ right, device) for _ in range(3))
 
 
 class PeakMemory:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from kontextd_kernels.lora_merge import merged, merged_fp8
+from kontextd_kernels.lora_merge import bfloat16_way, merged, merged_fp8, plain
 from kontextd_kernels.lora_merge.launch import triton_is_there
 from kontextd_kernels.lora_merge.plain import BAND_ROWS
 from kontextd_kernels.lora_merge.reference import summed
@@ -37,6 +37,34 @@ def test_the_result_is_that_in_fp64_within_half_a_unit_of_its_dtype(op: Op, case
     assert all(untouched(tensor) for tensor in inputs)
 
 
+BFLOAT16_CASES = [case for case in MERGED.awkward if case.inputs(CPU)[0].dtype == torch.bfloat16]
+
+
+@pytest.mark.skipif(not bfloat16_way.is_native(), reason="this CPU does not multiply bfloat16 itself")
+@pytest.mark.parametrize("case", BFLOAT16_CASES, ids=lambda case: case.name)
+def test_products_of_the_cpu_itself_are_as_near_at_any_size(case: Case) -> None:
+    inputs = tuple(poisoned(tensor) for tensor in case.inputs(CPU))
+    out = poisoned(torch.empty_like(inputs[0]))
+    bfloat16_way.merge(*inputs, out)
+    assert MERGED.excess(inputs, out) <= 1
+    assert all(untouched(tensor) for tensor in (*inputs, out))
+
+
+def test_the_cpus_own_products_are_taken_where_it_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = made(64, 128, 16)
+    came: list[str] = []
+    monkeypatch.setattr(bfloat16_way, "merge", lambda *_: came.append("bfloat16"))
+    monkeypatch.setattr(plain, "merge", lambda *_: came.append("plain"))
+    for there in (True, False):
+        monkeypatch.setattr(bfloat16_way, "is_native", lambda there=there: there)
+        merged(*inputs)
+    monkeypatch.setattr(bfloat16_way, "is_native", lambda: True)
+    merged(*inputs, out=torch.empty(64, 128))
+    merged(*made(64, 128, 16, torch.float16))
+    merged(*made(8, 8, 16))
+    assert came == ["bfloat16", "plain", "plain", "plain", "plain"]
+
+
 @pytest.mark.parametrize("op", MERGES, ids=lambda op: op.name)
 def test_two_units_too_much_or_a_nan_anywhere_are_more_than_is_allowed(op: Op) -> None:
     inputs = made(40, 50, 8)
@@ -48,8 +76,9 @@ def test_two_units_too_much_or_a_nan_anywhere_are_more_than_is_allowed(op: Op) -
     assert not op.excess(inputs, result) <= 1
 
 
-def test_the_error_is_that_of_rounding_to_bf16_and_no_more() -> None:
-    base, up, down = made(300, 700, 96)
+@pytest.mark.parametrize("rank", [1, 96, 2000])
+def test_the_error_is_that_of_rounding_to_bf16_and_no_more(rank: int) -> None:
+    base, up, down = made(300, 700, rank)
     exact = summed(base.double(), up.double(), down.double())
     floor = (exact.bfloat16().double() - exact).norm()
     assert (merged(base, up, down).double() - exact).norm() <= 1.0001 * floor

@@ -9,7 +9,7 @@ import logging
 import torch
 from torch import Tensor
 
-from kontextd_kernels.lora_merge import plain
+from kontextd_kernels.lora_merge import bfloat16_way, plain
 
 FLOATS = (torch.bfloat16, torch.float16, torch.float32)
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ def merged(base: Tensor, up: Tensor, down: Tensor, out: Tensor | None = None) ->
         from kontextd_kernels.lora_merge.triton_way import merge
 
         merge(base, up, down, out)
+    elif base.device.type == "cpu" and bfloat16_way.fits(base, up, out):
+        bfloat16_way.merge(base, up, down, out)
     else:
         plain.merge(base, up, down, out)
     return out

@@ -40,9 +40,9 @@ ALL_DTYPES: tuple[Dtypes, ...] = (
 # output and fused input, the double blocks' fused qkv. `up` is fp32 for the strengths in it, `down` as in the file.
 MODEL_SHAPES = ((3072, 3072), (12288, 3072), (3072, 12288), (3072, 15360), (21504, 3072), (9216, 3072))
 MODEL_RANKS = (16, 64, 192)
-MEASURED: dict[str, tuple[Dtypes, tuple[tuple[int, int], ...]]] = {
-    "cuda": ((BF16, FP32, BF16), MODEL_SHAPES),
-    "cpu": ((FP32, FP32, FP32), MODEL_SHAPES[:3]),
+MEASURED: dict[str, tuple[tuple[Dtypes, ...], tuple[tuple[int, int], ...]]] = {
+    "cuda": (((BF16, FP32, BF16),), MODEL_SHAPES),
+    "cpu": (((FP32, FP32, FP32), (BF16, FP32, BF16)), MODEL_SHAPES[:3]),
 }
 
 CUT = 2.0**-15  # a factor cut in two bf16 loses 2^-17, two of them 2^-16, and low · low is at most 2^-16 of a product
@@ -101,9 +101,9 @@ def ours(fp8: bool) -> dict[str, tuple[Case, ...]]:
     return {
         device: tuple(
             case((*shape, rank), dtypes, (1, 4) if fp8 else (dtypes[0].itemsize, 0))
-            for shape, rank in product(shapes, MODEL_RANKS)
+            for dtypes, shape, rank in product(all_dtypes, shapes, MODEL_RANKS)
         )
-        for device, (dtypes, shapes) in MEASURED.items()
+        for device, (all_dtypes, shapes) in MEASURED.items()
     }
 
 

@@ -199,7 +199,7 @@ def _is_plain(one: Delta) -> bool:
 
 
 def _joined(deltas: Sequence[_ScaledDelta], base: Tensor) -> tuple[Tensor, Tensor]:
-    """All plain low-rank deltas as one product, [out, R] and [R, in], in float32, with scales in the first."""
+    """All plain low-rank deltas as one product, [out, R] and [R, in]: with scales in the first, which is float32."""
     ups, downs = [], []
     for one, scale in deltas:
         if _is_plain(one) and isinstance(one.form, LowRank):
@@ -220,7 +220,7 @@ def _summed(base: Tensor, up: Tensor, down: Tensor, others: Sequence[_ScaledDelt
     """In float32. Each delta is made from the pristine rows, never from what the ones before it left."""
     total = base.to(torch.float32, copy=True)
     if up.shape[1]:
-        total.addmm_(up, down)
+        total.addmm_(up, down.float())
     for one, scale in others:
         rows = slice(one.at, one.at + one.stop - one.start)
         total[rows].add_(delta(one, base[rows]), alpha=scale)
