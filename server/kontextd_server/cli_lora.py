@@ -1,4 +1,4 @@
-"""`kontextd lora`: look LoRA files over, and keep some on this box under names. Knows the library; knows no torch."""
+"""`kontextd lora`: look LoRA files over, and keep some on this box under names. Knows the library."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,16 +61,25 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def _found(file: Path, settings: Settings) -> tuple[Inspection, str]:
-    """What is known of a file, and the name of the model that it was held against."""
+    """What is known of a file, its values among that, and the name of the model that it was held against."""
     from kontextd_models.embedded import embedded_model_dir
+    from kontextd_models.errors import LoraError
     from kontextd_models.folder import check_folder
     from kontextd_models.lora.inspection import inspect
     from kontextd_models.lora.layout import layout_of_folder
+    from kontextd_models.lora.reading import read_adapter
 
     if not file.is_file():
         raise UsageError(f"{file} is no file; check the path.")
     folder = check_folder(settings.model or embedded_model_dir())
-    return inspect(file, layout_of_folder(folder), settings.lora_limits(), str(file)), folder.card.name
+    layout, limits = layout_of_folder(folder), settings.lora_limits()
+    found = inspect(file, layout, limits, str(file))
+    if not found.problem:
+        try:
+            read_adapter(file, layout, limits, str(file))
+        except LoraError as error:
+            found = replace(found, problem=str(error))
+    return found, folder.card.name
 
 
 def _inspect(arguments: argparse.Namespace, settings: Settings) -> int:

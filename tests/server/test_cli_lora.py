@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_of_another_architecture_it_says_which(
     file = tiny_lora.write(tmp_path / "x.safetensors", modules=["unet.down_blocks.1.attentions.0.proj_in"])
     assert lora("inspect", file) == 1
     assert "none of FLUX; it looks like" in capsys.readouterr().out
+
+
+def test_values_that_no_training_leaves_are_seen_before_a_request_fails_of_them(
+    lora: Command, ink: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ink.write_bytes(ink.read_bytes()[:-4] + struct.pack("<f", float("nan")))
+    assert lora("inspect", ink) == 1
+    assert "holds the value nan, where weights are about 1" in capsys.readouterr().out.splitlines()[-1]
+    assert lora("add", ink) == 2
+    assert "use an earlier checkpoint. Nothing was added." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("action", ["inspect", "add"])
