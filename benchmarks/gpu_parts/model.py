@@ -1,20 +1,15 @@
-"""FLUX.1 Kontext with random weights, made on the device. Knows sizes; knows no files, no clocks and no presets.
+"""FLUX.1 Kontext with random weights as the engine would have it. Knows sizes; knows no files, no clocks, no presets.
 
-Speed does not depend on the values of weights (but for the power that random ones draw), so the sizes are all that is
-taken from the real model: its `config.json` files. Linears have torch's own initialisation, U(±1/√in), under which
-nothing grows from block to block.
+Speed does not depend on the values of weights (but for the power that random ones draw).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from kontextd_models.acceleration.cost import Shape
 from kontextd_models.acceleration.table import SHIPPED, read_table
 from kontextd_models.encode import EncodedPrompt, EncodedReference
@@ -22,29 +17,19 @@ from kontextd_models.folder import ModelCard
 from kontextd_models.limits import KONTEXT_PREFERRED_SIZES
 from kontextd_models.loading import LoadedModel
 from kontextd_models.pretrained import quiet
+from kontextd_models.random_weights import Sizes as OfParts
+from kontextd_models.random_weights import make_pipeline
 from kontextd_models.records import MemoryMode
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 Size = tuple[int, int]  # width and height in pixels
 PIXELS_A_TOKEN = 16
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Of all parts. `shrink` divides the sides of every picture."""
+class Sizes(OfParts):
+    """`shrink` divides the sides of every picture."""
 
-    double_blocks: int = 19
-    single_blocks: int = 38
-    heads: int = 24
-    head_width: int = 128
-    rope: tuple[int, int, int] = (16, 56, 56)
-    text_width: int = 4096
-    text_layers: int = 24
-    pooled_width: int = 768
-    text_tokens: int = 512
-    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
-    vae_groups: int = 32
     shrink: int = 1
 
     @property
@@ -117,39 +102,16 @@ def shape_of(sizes: Sizes, model: LoadedModel, size: Size) -> Shape:
     return Shape.of(model.pipeline.transformer.config, tokens, tokens, sizes.text_tokens)
 
 
-def make_encoders(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """CLIP and T5."""
-    with _born_on(device, dtype):
-        clip, t5 = _clip(sizes), _t5(sizes)
-    for encoder in (clip, t5):
-        encoder.requires_grad_(False).eval()
-    return clip, t5
-
-
 def _pipeline(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Any:
     with quiet():
-        from diffusers import FluxKontextPipeline  # it speaks on import, of optional packages
-
-        torch.manual_seed(0)
-        with _born_on(device, dtype):
-            transformer, vae = _transformer(sizes), _vae(sizes)
-        for part in (transformer, vae):
-            part.requires_grad_(False).eval()
-        pipeline: Any = FluxKontextPipeline(  # Any: diffusers gives a pipeline its parts at run time
-            scheduler=FlowMatchEulerDiscreteScheduler(
-                shift=3.0,
-                use_dynamic_shifting=True,
-                base_shift=0.5,
-                max_shift=1.15,
-                base_image_seq_len=256,
-                max_image_seq_len=4096,
-            ),
-            vae=vae,
+        pipeline = make_pipeline(
+            sizes,
+            device,
+            dtype,
             text_encoder=_Absent(device, dtype),
             tokenizer=None,
             text_encoder_2=_Absent(device, dtype),
             tokenizer_2=_Tokenizer(sizes.text_tokens),
-            transformer=transformer,
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -168,73 +130,3 @@ class _Absent(nn.Module):
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         self.device, self.dtype = device, dtype
-
-
-@contextmanager
-def _born_on(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Modules made inside are initialised on the device in `dtype`: 48 GB of float32 on the host would take minutes."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def _transformer(sizes: Sizes) -> Any:
-    return FluxTransformer2DModel(
-        in_channels=64,
-        num_layers=sizes.double_blocks,
-        num_single_layers=sizes.single_blocks,
-        attention_head_dim=sizes.head_width,
-        num_attention_heads=sizes.heads,
-        joint_attention_dim=sizes.text_width,
-        pooled_projection_dim=sizes.pooled_width,
-        guidance_embeds=True,
-        axes_dims_rope=sizes.rope,
-    )
-
-
-def _vae(sizes: Sizes) -> Any:
-    return AutoencoderKL(
-        block_out_channels=sizes.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=16,
-        norm_num_groups=sizes.vae_groups,
-        sample_size=1024,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
-
-
-def _clip(sizes: Sizes) -> Any:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=49408,
-            hidden_size=sizes.pooled_width,
-            intermediate_size=4 * sizes.pooled_width,
-            num_hidden_layers=sizes.text_layers // 2 or 1,
-            num_attention_heads=sizes.pooled_width // 64 or 1,
-            max_position_embeddings=77,
-            projection_dim=sizes.pooled_width,
-        )
-    )
-
-
-def _t5(sizes: Sizes) -> Any:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=32128,
-            d_model=sizes.text_width,
-            d_kv=64,
-            d_ff=5 * sizes.text_width // 2,
-            num_layers=sizes.text_layers,
-            num_heads=sizes.text_width // 64,
-            feed_forward_proj="gated-gelu",
-        )
-    )

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from kontextd_models.denoise import Trajectory, decode
 from kontextd_models.encode import encode_reference
+from kontextd_models.random_weights import make_encoders
 from kontextd_models.records import Acceleration
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
 from gpu_parts.clocks import Marks, compiled_graphs, forget_peak, peak_bytes, timed
 from gpu_parts.edits import marked, steps_of, trajectory_of
-from gpu_parts.model import Size, make_encoders, make_inputs
+from gpu_parts.model import Size, make_inputs
 from gpu_parts.parts import Part
 from gpu_parts.stand import GUIDANCE, Stand
 

@@ -25,7 +25,7 @@ def proofs(name: str, device: str, tokenizers: Path) -> dict[str, Check]:
 
     subject = Subject(
         EngineConfig(device=device),
-        load=lambda config: full_size.load(full_size.SHAPES[name], tokenizers, config),
+        load=lambda config: full_size.load(name, tokenizers, config),
         in_new_process=in_new_process,
         knows_identity=False,
     )
