@@ -73,7 +73,7 @@ def rotated(heads: Tensor, rotary: Rotary) -> Tensor:
     cosine, sine = (angles[None, :, None, :] for angles in rotary)
     real, imaginary = heads.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
-    return (heads.float() * cosine + turned.float() * sine).to(heads.dtype)
+    return (heads.float() * cosine).add_(turned.float().mul_(sine)).to(heads.dtype)
 
 
 def _heads_first(heads: Tensor) -> Tensor:

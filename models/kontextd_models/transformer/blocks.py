@@ -1,7 +1,8 @@
 """The two kinds of FLUX block, written out over diffusers' modules. Knows weights and tokens; knows no steps.
 
 To the bit what `FluxTransformerBlock` and `FluxSingleTransformerBlock` (diffusers 0.42) compute, but for float16's
-clipping. Tokens are in the order text, output, reference; where the reference's keys are kept, its tokens are left out.
+clipping. What a layer has just made is written over in place, which rounds alike and spares memory. Tokens are in the
+order text, output, reference; where the reference's keys are kept, its tokens are left out.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def double_block(
     query, key, value = (torch.cat(pair, dim=1) for pair in zip(of_text, of_image, strict=True))
     mixed, made = attend(query, key, value, rotary, kept, dot_product)
     text_mixed, image_mixed = mixed.split([text.shape[1], image.shape[1]], dim=1)
-    image = image + gate.unsqueeze(1) * block.attn.to_out[0](image_mixed.contiguous())
-    text = text + text_gate.unsqueeze(1) * block.attn.to_add_out(text_mixed.contiguous())
+    image = block.attn.to_out[0](image_mixed.contiguous()).mul_(gate.unsqueeze(1)).add_(image)
+    text = block.attn.to_add_out(text_mixed.contiguous()).mul_(text_gate.unsqueeze(1)).add_(text)
     image = _through_mlp(image, block.norm2, block.ff, *image_mlp)
     text = _through_mlp(text, block.norm2_context, block.ff_context, *text_mlp)
     return image, text, made
@@ -68,9 +69,9 @@ def single_block(
     normed = modulated(block.norm.norm(tokens), scale, shift)
     hidden = block.act_mlp(block.proj_mlp(normed))
     mixed, made = attend(*image_heads(block.attn, normed), rotary, kept, dot_product)
-    return tokens + gate.unsqueeze(1) * block.proj_out(torch.cat([mixed, hidden], dim=2)), made
+    return block.proj_out(torch.cat([mixed, hidden], dim=2)).mul_(gate.unsqueeze(1)).add_(tokens), made
 
 
 def _through_mlp(tokens: Tensor, norm: Block, mlp: Block, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-    updated: Tensor = tokens + gate.unsqueeze(1) * mlp(modulated(norm(tokens), scale, shift))
+    updated: Tensor = mlp(modulated(norm(tokens), scale, shift)).mul_(gate.unsqueeze(1)).add_(tokens)
     return updated

@@ -113,8 +113,8 @@ class OneStep:
 
 
 def modulated(normed: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Normed tokens [1, L, D] scaled and shifted: AdaLN-Zero (Peebles & Xie 2023, DiT). [1, D] each."""
-    return normed * (1 + scale[:, None]) + shift[:, None]
+    """Normed tokens [1, L, D] scaled and shifted, in place: AdaLN-Zero (Peebles & Xie 2023, DiT). [1, D] each."""
+    return normed.mul_(1 + scale[:, None]).add_(shift[:, None])
 
 
 def parts(modulation: Tensor, count: int) -> tuple[Tensor, ...]:
