@@ -19,7 +19,7 @@ class Gate:
 
 
 GATES: Mapping[str, Gate] = {"regular": Gate(35, 0.5, 1.8), "high": Gate(30, 1.0, 3.0)}
-UNTOUCHED_LOSS = 0.5  # dB, of either preset
+UNTOUCHED_LOSS = 0.5  # dB, of either preset on any photo
 STOCK_SPEED = 1.03  # of `none` over the stock pipeline
 OTHER_GATES = {"untouched_loss": UNTOUCHED_LOSS, "stock_speed": STOCK_SPEED}
 
@@ -46,8 +46,9 @@ class Row:
         told = [] if self.to_none >= gate.to_none else [f"{self.to_none:.1f} dB to none, below {gate.to_none:g}"]
         if self.exact_loss is not None and not self.exact_loss <= gate.exact_loss:
             told.append(f"loses {self.exact_loss:.2f} dB against the exact edit, more than {gate.exact_loss:g}")
-        if self.untouched_loss is not None and not self.untouched_loss <= UNTOUCHED_LOSS:
-            told.append(f"loses {self.untouched_loss:.2f} dB in the untouched region, more than {UNTOUCHED_LOSS:g}")
+        worst = self.worst_untouched_loss
+        if worst is not None and not worst <= UNTOUCHED_LOSS:
+            told.append(f"loses {worst:.2f} dB in the untouched region of a photo, more than {UNTOUCHED_LOSS:g}")
         return [f"{self.preset}, {self.instruction}: {what}" for what in told]
 
 
@@ -134,7 +135,7 @@ def ways_table(of: Sequence[Summary]) -> str:
 def speed_misses(speed: Mapping[str, Mapping[str, float]]) -> list[str]:
     least = {"stock pipeline": STOCK_SPEED, **{name: gate.speed for name, gate in GATES.items()}}
     return [
-        f"{name}: {speed[name]['ratio']:.2f} times, below {ratio:g}"
+        f"{name}: {speed[name]['ratio']:.3f} times, below {ratio:g}"
         for name, ratio in least.items()
         if not speed[name]["ratio"] >= ratio
     ]
