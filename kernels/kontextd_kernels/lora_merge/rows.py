@@ -31,9 +31,12 @@ ALL_DTYPES: tuple[Dtypes, ...] = (
     (BF16, FP32, BF16),
     (BF16, BF16, BF16),
     (BF16, FP16, BF16),
+    (BF16, FP32, FP16),
     (FP16, FP16, FP16),
     (FP16, FP32, FP16),
     (FP32, FP32, FP32),
+    (FP32, FP32, BF16),
+    (FP32, FP32, FP16),
     (FP32, BF16, BF16),
 )
 # Linear layers of FLUX.1 Kontext's transformer, D = 3072: attention, feed-forward there and back, the single blocks'
