@@ -108,7 +108,7 @@ def skipping() -> Iterator[Own]:
         for order in (0, 1):
             row = Preset(computed=computed / STEPS, prefix=4, forecast_order=order)
             yield Own("skipping", f"{computed} of 30, first 4, order {order}", row)
-    for computed, prefix in ((12, 2), (12, 6), (9, 1), (9, 2), (9, 3)):
+    for computed, prefix in ((15, 1), (15, 2), (12, 2), (12, 6), (9, 1), (9, 2), (9, 3)):
         row = Preset(computed=computed / STEPS, prefix=prefix)
         yield Own("skipping", f"{computed} of 30, first {prefix}, order 1", row)
 

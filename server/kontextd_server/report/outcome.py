@@ -96,8 +96,8 @@ def _timed_once(chosen: Mapping[Acceleration, Point | None]) -> Iterator[str]:
     names = [name.value for name, point in chosen.items() if point is not None and not point.turns]
     if names:
         yield (
-            f"The time did not suffice to time the rows of {' and '.join(names)} again in turns with none: their "
-            "seconds stand beside those of none at the start."
+            f"The rows of {' and '.join(names)} were not timed again in turns with none, for want of time or memory: "
+            "their seconds stand beside those of none at the start."
         )
 
 
