@@ -8,13 +8,17 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from acceleration.cases import STEPS
-from kontextd_models import Acceleration, Done, EditRequest
+from acceleration.ways import done_with
+from kontextd_models import Acceleration, EditRequest
+from kontextd_models.acceleration.preset import Preset
 from kontextd_models.engine import Engine
 from kontextd_models.fingerprint import photo_at
 from kontextd_models.stock import StockEdit, stock_picture
 
 PROMPT = "make it black and white"
-STOCK, NONE = "stock pipeline", Acceleration.NONE.value
+STOCK, NONE, SHORTCUTS = "stock pipeline", "none", "none with shortcuts"
+# The two that leave nothing out and change no more than roundings.
+SHORTCUTS_ROW = Preset(modulation_ahead=True, trim_last_block=True)
 Seconds = tuple[float, float]  # of the denoise stage, of the whole edit
 Round = Mapping[str, Seconds]
 
@@ -23,20 +27,23 @@ def measure(engine: Engine, side: int, repeats: int) -> dict[str, dict[str, floa
     """At `side` × `side`, prompt and reference cached: medians of seconds, and of the ratios within each round.
 
     A round goes through all of them, each time beginning with another: other work on the machine slows all alike.
-    `ratio` is that of the denoise stages of `none` and a preset; of the whole runs of the stock pipeline and `none`.
+    `ratio` is that of the denoise stages of `none` and a preset, `stock_ratio` that of whole runs of the stock pipeline
+    and a preset.
     """
+    own_rows = engine.model.presets.rows
+    rows = {NONE: own_rows[Acceleration.NONE], SHORTCUTS: SHORTCUTS_ROW}
+    rows |= {name.value: own_rows[name] for name in (Acceleration.REGULAR, Acceleration.HIGH)}
     ways: dict[str, Callable[[], Seconds]] = {STOCK: partial(stock, engine, side)}
-    ways |= {name.value: partial(own, engine, side, name) for name in Acceleration}
+    ways |= {name: partial(own, engine, side, row) for name, row in rows.items()}
     for way in ways.values():
         way()
     rounds = [_round(ways, turn) for turn in range(repeats)]
-    return {STOCK: _stock_figures(rounds), **{name.value: _figures(name.value, rounds) for name in Acceleration}}
+    return {name: _figures(name, rounds) for name in ways}
 
 
-def own(engine: Engine, side: int, name: Acceleration) -> Seconds:
-    asked = EditRequest(photo_at((side, side)), PROMPT, STEPS, seed=1, acceleration=name, enable_safety_checker=False)
-    *_, done = engine.edit(asked)
-    assert isinstance(done, Done)
+def own(engine: Engine, side: int, row: Preset) -> Seconds:
+    asked = EditRequest(photo_at((side, side)), PROMPT, STEPS, seed=1, enable_safety_checker=False)
+    done = done_with(engine, asked, row)
     return done.timings["denoise"], done.timings["total"]
 
 
@@ -54,19 +61,18 @@ def _round(ways: Mapping[str, Callable[[], Seconds]], turn: int) -> Round:
     return {name: ways[name]() for name in names[first:] + names[:first]}
 
 
-def _stock_figures(rounds: list[Round]) -> dict[str, float]:
-    ratios = [each[STOCK][1] / each[NONE][1] for each in rounds]
-    return {**_ratio(ratios), "whole_s": statistics.median(each[STOCK][1] for each in rounds)}
-
-
 def _figures(name: str, rounds: list[Round]) -> dict[str, float]:
+    seconds = {"whole_s": statistics.median(each[name][1] for each in rounds)}
+    if name == STOCK:
+        return seconds
+    seconds["denoise_s"] = statistics.median(each[name][0] for each in rounds)
     return {
-        **_ratio([each[NONE][0] / each[name][0] for each in rounds]),
-        "whole_run_ratio": statistics.median(each[NONE][1] / each[name][1] for each in rounds),
-        "denoise_s": statistics.median(each[name][0] for each in rounds),
-        "whole_s": statistics.median(each[name][1] for each in rounds),
+        **_spread("ratio", [each[NONE][0] / each[name][0] for each in rounds]),
+        **_spread("whole_run_ratio", [each[NONE][1] / each[name][1] for each in rounds]),
+        **_spread("stock_ratio", [each[STOCK][1] / each[name][1] for each in rounds]),
+        **seconds,
     }
 
 
-def _ratio(ratios: list[float]) -> dict[str, float]:
-    return {"ratio": statistics.median(ratios), "least_ratio": min(ratios), "greatest_ratio": max(ratios)}
+def _spread(name: str, ratios: list[float]) -> dict[str, float]:
+    return {name: statistics.median(ratios), f"least_{name}": min(ratios), f"greatest_{name}": max(ratios)}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from acceleration.cases import STEPS, Case
-from kontextd_models import Acceleration, Done
+from kontextd_models import Acceleration, Done, EditRequest
 from kontextd_models.acceleration.cost import Shape, share
 from kontextd_models.acceleration.preset import Guard, Preset, StepKind
 from kontextd_models.acceleration.table import SHIPPED, PresetTable, read_table, row_as_json
@@ -58,19 +58,23 @@ class Own:
         return json.dumps(row_as_json(replace(self.preset, summary="")), sort_keys=True)
 
     def edit(self, engine: Engine, case: Case) -> Made:
-        done = edit_with(engine, case, self.preset)
+        done = done_with(engine, case.request, self.preset)
         used = done.preset
         kinds = [StepKind.FULL] * used.full + [StepKind.CACHED] * used.cached + [StepKind.SKIPPED] * used.skipped
-        return Made(done.images[0], used.full + used.cached, share(shape(engine, case), kinds))
+        return Made(
+            done.images[0],
+            used.full + used.cached,
+            share(shape(engine, case), kinds, trimmed=self.preset.trim_last_block),
+        )
 
 
 NONE = Own("preset", "none", Preset())
 
 
-def edit_with(engine: Engine, case: Case, preset: Preset) -> Done:
+def done_with(engine: Engine, request: EditRequest, preset: Preset) -> Done:
     """By a row that stands in the place of `none`."""
     engine.presets = PresetTable({**engine.model.presets.rows, Acceleration.NONE: preset}, Path())
-    *_, done = engine.edit(case.request)
+    *_, done = engine.edit(request)
     assert isinstance(done, Done)
     return done
 
@@ -89,7 +93,8 @@ def presets(engine: Engine) -> list[Own]:
 
 def mechanisms() -> Iterator[Own]:
     """Each mechanism by itself."""
-    yield Own("modulation", "modulation ahead of the loop", Preset(modulation_ahead=True))
+    yield Own("exact", "modulation ahead of the loop", Preset(modulation_ahead=True))
+    yield Own("exact", "last block trimmed", Preset(trim_last_block=True))
     yield from skipping()
     yield from reference_kept()
     unguarded = Preset(computed=9 / STEPS, prefix=2)

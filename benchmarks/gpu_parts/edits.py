@@ -55,7 +55,7 @@ def stock(stand: Stand, part: Part) -> dict[str, object]:
         )
         return [StepKind.FULL] * steps
 
-    return {**_merged(stand, part), **_edits(stand, lambda: edit(Marks(stand.device), 2), edit)}
+    return {**_merged(stand, part), **_edits(stand, lambda: edit(Marks(stand.device), 2), edit, trimmed=False)}
 
 
 @torch.no_grad()
@@ -74,7 +74,8 @@ def edit(stand: Stand, part: Part) -> dict[str, object]:
             if seen == set(trajectory.plan.kinds):
                 return
 
-    figures = {**_merged(stand, part), **_edits(stand, warm_up, run)}
+    trimmed = trajectory_of(stand, part.preset).forward.trims
+    figures = {**_merged(stand, part), **_edits(stand, warm_up, run, trimmed=trimmed)}
     if not part.loras:
         figures["distance_to_stock"] = _distance_to_stock(stand, part.preset)
     return {**figures, "execution": ours.told(stand.model)}
@@ -96,7 +97,7 @@ def marked(states: Iterator[Denoised], marks: Marks) -> Iterator[Denoised]:
         yield state
 
 
-def _edits(stand: Stand, warm_up: Callable[[], object], edit: Edit) -> dict[str, object]:
+def _edits(stand: Stand, warm_up: Callable[[], object], edit: Edit, *, trimmed: bool) -> dict[str, object]:
     """Seconds of whole edits and of their steps, what they computed, and the memory and graphs they took."""
     graphs = compiled_graphs()
     warm_up_s = timed(warm_up, stand.device)
@@ -110,7 +111,7 @@ def _edits(stand: Stand, warm_up: Callable[[], object], edit: Edit) -> dict[str,
         kinds = edit(marks)
         runs.append(now(stand.device) - began)
     seconds = statistics.median(runs)
-    flops = plan_flops(stand.shape, kinds)
+    flops = plan_flops(stand.shape, kinds, trimmed=trimmed)
     return {
         "seconds": seconds,
         "runs_s": runs,

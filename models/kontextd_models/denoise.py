@@ -137,10 +137,16 @@ def shift(tokens: int, base_tokens: int, max_tokens: int, base_shift: float, max
 
 
 def _forward(model: LoadedModel, inputs: Inputs, preset: Preset) -> Forward:
-    if model.memory_mode in (MemoryMode.RESIDENT, MemoryMode.ENCODERS_OFF):
-        ahead = preset.modulation_ahead
-        return WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=ahead, blocks=model.blocks)
-    return Stock(model.pipeline.transformer, inputs)
+    if model.memory_mode not in (MemoryMode.RESIDENT, MemoryMode.ENCODERS_OFF):
+        return Stock(model.pipeline.transformer, inputs)
+    rounds_anyway = not model.blocks.is_plain  # no bit is promised then, and both are free
+    return WrittenOut(
+        model.pipeline.transformer,
+        inputs,
+        modulation_ahead=preset.modulation_ahead or rounds_anyway,
+        trim_last_block=preset.trim_last_block or rounds_anyway,
+        blocks=model.blocks,
+    )
 
 
 def _guidance(pipeline: Pipeline, scale: float, device: torch.device) -> Tensor | None:

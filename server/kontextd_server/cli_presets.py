@@ -111,7 +111,8 @@ class _Told:
 def _told(name: str, row: Preset, planned: Plan, shape: Shape) -> _Told:
     from kontextd_models.acceleration.cost import at_most, share
 
-    return _Told(name, row, planned, share(shape, planned.kinds), share(shape, at_most(planned)))
+    least, most = (share(shape, kinds, trimmed=row.trim_last_block) for kinds in (planned.kinds, at_most(planned)))
+    return _Told(name, row, planned, least, most)
 
 
 def _shape(folder: ModelFolder) -> Shape:

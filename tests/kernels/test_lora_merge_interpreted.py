@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
 
 import pytest
 import torch
@@ -18,35 +17,13 @@ pytest.importorskip("triton", reason="Triton is not part of the default install:
 if os.environ.get("TRITON_INTERPRET") != "1":  # read once, when triton is imported
     pytest.skip("needs TRITON_INTERPRET=1: make test-kernels", allow_module_level=True)
 
-import triton.language as tl
 from kontextd_kernels.lora_merge import triton_way
-from triton.runtime import interpreter
 
 CPU = torch.device("cpu")
-TORCH = {
-    tl.float32: torch.float32,
-    tl.float16: torch.float16,
-    tl.bfloat16: torch.bfloat16,
-    tl.float8e4nv: torch.float8_e4m3fn,
-}
 MERGES = (MERGED, MERGED_FP8)
 CASES = [pytest.param(op, case, id=f"{op.name} {case.name}") for op in MERGES for case in op.awkward]
 
-
-@pytest.fixture(autouse=True)
-def true_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter truncates to bf16 and multiplies bf16 by their bits: here it does both as a GPU does."""
-
-    def convert(data: Any, source: tl.dtype, target: tl.dtype, rounding: object) -> Any:
-        bits = torch.from_numpy(data.copy()).view(TORCH[source]).to(TORCH[target])
-        return bits.view(getattr(torch, f"uint{target.primitive_bitwidth}")).numpy()
-
-    def dot(self: Any, left: Any, right: Any, sums: Any, *_: object) -> Any:
-        factors = [torch.from_numpy(each.data.copy()).view(TORCH[each.dtype.scalar]).float() for each in (left, right)]
-        return interpreter.TensorHandle((factors[0] @ factors[1]).numpy() + sums.data, tl.float32)
-
-    monkeypatch.setattr(interpreter, "_convert_float", convert)
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+pytestmark = pytest.mark.usefixtures("true_arithmetic")
 
 
 def launched(op: Op, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

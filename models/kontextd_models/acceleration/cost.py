@@ -65,15 +65,21 @@ class Shape:
         return self.double_blocks + self.single_blocks
 
 
-def step_flops(shape: Shape, kind: StepKind) -> int:
-    """Of one step, without what `shared_flops` counts."""
+def step_flops(shape: Shape, kind: StepKind, *, trimmed: bool = False) -> int:
+    """Of one step, without what `shared_flops` counts. `trimmed`: the last block, to the N tokens of the output.
+
+    It makes keys and values (4 · D²) of all T, and the other 20 · D² and the queries of N; the way out is of N too.
+    """
     if kind is StepKind.SKIPPED:
         return 0
     keys = shape.text_tokens + shape.output_tokens + shape.reference_tokens
     kept = shape.reference_tokens if kind is StepKind.CACHED else 0
     run, width = keys - kept, shape.width
-    ends = 4 * (run - shape.text_tokens) * shape.channels * width  # into the image's tokens and out of them
-    return shape.blocks * (24 * width**2 * run + 4 * width * run * keys) + ends
+    of_last, out = (shape.output_tokens,) * 2 if trimmed else (run, run - shape.text_tokens)
+    whole = (shape.blocks - 1) * (24 * width**2 * run + 4 * width * run * keys)
+    last = 4 * width**2 * run + 20 * width**2 * of_last + 4 * width * of_last * keys
+    ends = 2 * (run - shape.text_tokens + out) * shape.channels * width  # into the image's tokens and out of them
+    return whole + last + ends
 
 
 def shared_flops(shape: Shape, steps: int) -> int:
@@ -88,14 +94,14 @@ def shared_flops(shape: Shape, steps: int) -> int:
     return 2 * shape.text_tokens * shape.text_width * width + 2 * steps * (embedding + modulation)
 
 
-def plan_flops(shape: Shape, kinds: Sequence[StepKind]) -> int:
+def plan_flops(shape: Shape, kinds: Sequence[StepKind], *, trimmed: bool = False) -> int:
     """Of all steps of one image, modulation of the skipped ones too: it is made ahead, and a 25,000th of a step."""
-    return shared_flops(shape, len(kinds)) + sum(step_flops(shape, kind) for kind in kinds)
+    return shared_flops(shape, len(kinds)) + sum(step_flops(shape, kind, trimmed=trimmed) for kind in kinds)
 
 
-def share(shape: Shape, kinds: Sequence[StepKind]) -> float:
-    """Of the FLOPs of as many steps in full: 0 to 1."""
-    return plan_flops(shape, kinds) / plan_flops(shape, [StepKind.FULL] * len(kinds))
+def share(shape: Shape, kinds: Sequence[StepKind], *, trimmed: bool = False) -> float:
+    """Of the FLOPs of as many steps in full, their last block whole: 0 to 1."""
+    return plan_flops(shape, kinds, trimmed=trimmed) / plan_flops(shape, [StepKind.FULL] * len(kinds))
 
 
 def at_most(plan: Plan) -> tuple[StepKind, ...]:

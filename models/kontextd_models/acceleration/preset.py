@@ -42,7 +42,9 @@ class Preset:
     `computed` is the share of the steps that run at all: the first `prefix` in full, the last one always, the others
     evenly between. With `reuse_reference` those after the prefix keep the reference's keys and values of the last full
     step, and `refreshes` of them run in full again. `masks` give the kinds outright for a number of steps. A skipped
-    step takes the last velocity (`forecast_order` 0) or the line through the last two (1).
+    step takes the last velocity (`forecast_order` 0) or the line through the last two (1). `modulation_ahead` (of all
+    steps in one pass) and `trim_last_block` (to the output's tokens, the only ones that are read behind it) leave out
+    nothing, and change results by their rounding alone.
     """
 
     summary: str = "every step, every token"
@@ -52,6 +54,7 @@ class Preset:
     refreshes: int = 0
     forecast_order: int = 1
     modulation_ahead: bool = False
+    trim_last_block: bool = False
     guard: Guard | None = None
     masks: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -69,7 +72,7 @@ class Preset:
 
     @property
     def is_exact(self) -> bool:
-        """True where nothing is left out, whatever the number of steps. Modulation ahead leaves nothing out."""
+        """True where every step runs every token, whatever the number of steps."""
         return (
             self.computed == 1 and not self.reuse_reference and all(set(mask) == {"F"} for mask in self.masks.values())
         )

@@ -30,6 +30,7 @@ _TYPES: Mapping[str, type] = {
     "refreshes": int,
     "forecast_order": int,
     "modulation_ahead": bool,
+    "trim_last_block": bool,
 }
 
 

@@ -18,8 +18,17 @@ from kontextd_models.execution.attention_backends import Shape, choose
 from kontextd_models.execution.compilation import compiled, keep_compiled_in
 from kontextd_models.execution.planning import ExecutionPlan
 from kontextd_models.out_of_memory import is_out_of_memory
-from kontextd_models.transformer.attention import DotProduct, KeyValue, Rotary, native
-from kontextd_models.transformer.blocks import Double, Single, double_block, single_block
+from kontextd_models.transformer.attention import KeyValue, Rotary, native
+from kontextd_models.transformer.block_ops import BlockOps
+from kontextd_models.transformer.blocks import (
+    FORMULAS,
+    Double,
+    LastSingle,
+    Single,
+    double_block,
+    last_single_block,
+    single_block,
+)
 from kontextd_models.transformer.modulation import Block, Transformer
 
 log = logging.getLogger(__name__)
@@ -29,15 +38,18 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Way:
-    """A way to run both kinds of block; `name` is for people."""
+    """A way to run the kinds of block; `name` is for people."""
 
     name: str
     double: Double
     single: Single
+    last_single: LastSingle
 
     @classmethod
-    def eager(cls, name: str, dot_product: DotProduct) -> Way:
-        return cls(name, partial(double_block, dot_product=dot_product), partial(single_block, dot_product=dot_product))
+    def eager(cls, name: str, ops: BlockOps) -> Way:
+        return cls(
+            name, partial(double_block, ops=ops), partial(single_block, ops=ops), partial(last_single_block, ops=ops)
+        )
 
 
 class Blocks:
@@ -80,6 +92,19 @@ class Blocks:
     ) -> tuple[Tensor, KeyValue]:
         return self._run(lambda way: way.single(block, tokens, modulation, rotary, kept))
 
+    def last_single(
+        self,
+        block: Block,
+        tokens: Tensor,
+        modulation: Tensor,
+        rotary: Rotary,
+        kept: KeyValue | None,
+        text_tokens: int,
+        of_output: Rotary,
+    ) -> tuple[Tensor, KeyValue]:
+        given = block, tokens, modulation, rotary, kept, text_tokens, of_output
+        return self._run(lambda way: way.last_single(*given))
+
     def _run(self, run: Callable[[Way], _Result]) -> _Result:
         while True:
             try:
@@ -102,7 +127,7 @@ def _gist(error: Exception) -> str:
     return " ".join(filter(None, str(error).splitlines()[:3]))
 
 
-NATIVE_WAY = Way.eager("uncompiled with native attention", native)
+NATIVE_WAY = Way.eager("uncompiled with native attention", FORMULAS)
 NATIVE = Blocks((NATIVE_WAY,))
 
 
@@ -119,13 +144,13 @@ def open_blocks(
     heads, width = config.num_attention_heads, config.attention_head_dim
     shape = Shape(heads, width, text_tokens + image_tokens, text_tokens + 2 * image_tokens)
     backend = choose(plan.attention, shape, device, dtype)
-    ways = [NATIVE_WAY]
+    ops, ways = BlockOps(backend.dot_product), [NATIVE_WAY]
     if backend.dot_product is not native:
-        ways.insert(0, Way.eager(f"uncompiled with {backend.name} attention", backend.dot_product))
+        ways.insert(0, Way.eager(f"uncompiled with {backend.name} attention", ops))
     if plan.compiled:
         if compile_cache is not None:
             keep_compiled_in(compile_cache)
-        ways.insert(0, Way(f"compiled with {backend.name} attention", *compiled(backend.dot_product)))
+        ways.insert(0, Way(f"compiled with {backend.name} attention", *compiled(ops)))
     blocks = Blocks(ways, backend.notes, partial(memory.free_bytes, device))
     if plan.compiled:
         _compile_now(blocks, pipeline.transformer, text_tokens, image_tokens, device, dtype)
@@ -153,9 +178,12 @@ def _compile_now(
     for seen, others in ((2 * image_tokens, None), (image_tokens, kept)):
         # No tensor twice: the compiler would take it for granted.
         cosine, sine = (torch.zeros(text_tokens + seen, head_width, device=device) for _ in range(2))
+        of_output = (torch.zeros_like(cosine[:image_tokens]), torch.zeros_like(sine[:image_tokens]))
         image, text = zeros(1, seen, width), zeros(1, text_tokens, width)
         for block in transformer.transformer_blocks:
             blocks.double(block, image, text, zeros(1, 6 * width), zeros(1, 6 * width), (cosine, sine), others)
         tokens = zeros(1, text_tokens + seen, width)
-        for block in transformer.single_transformer_blocks:
+        *singles, last = transformer.single_transformer_blocks
+        for block in singles:
             blocks.single(block, tokens, zeros(1, 3 * width), (cosine, sine), others)
+        blocks.last_single(last, tokens, zeros(1, 3 * width), (cosine, sine), others, text_tokens, of_output)

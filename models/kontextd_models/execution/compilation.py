@@ -14,15 +14,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kontextd_models.transformer.attention import DotProduct, KeyValue, Rotary
-from kontextd_models.transformer.blocks import Double, Single, double_block, single_block
+from kontextd_models.transformer.attention import KeyValue, Rotary
+from kontextd_models.transformer.block_ops import BlockOps
+from kontextd_models.transformer.blocks import Double, LastSingle, Single, double_block, last_single_block, single_block
 from kontextd_models.transformer.modulation import Block
 
 
-def compiled(dot_product: DotProduct, backend: str = "inductor") -> tuple[Double, Single]:
-    """Both functions; they compile when they are first called."""
+def compiled(ops: BlockOps, backend: str = "inductor") -> tuple[Double, Single, LastSingle]:
+    """The three functions; they compile when they are first called."""
     of_double = torch.compile(double_block, fullgraph=True, backend=backend)
     of_single = torch.compile(single_block, fullgraph=True, backend=backend)
+    of_last = torch.compile(last_single_block, fullgraph=True, backend=backend)
 
     def double(
         block: Block,
@@ -34,15 +36,27 @@ def compiled(dot_product: DotProduct, backend: str = "inductor") -> tuple[Double
         kept: KeyValue | None,
     ) -> tuple[Tensor, Tensor, KeyValue]:
         _leave_open(image, rotary, kept)
-        return of_double(block, image, text, image_modulation, text_modulation, rotary, kept, dot_product)
+        return of_double(block, image, text, image_modulation, text_modulation, rotary, kept, ops)
 
     def single(
         block: Block, tokens: Tensor, modulation: Tensor, rotary: Rotary, kept: KeyValue | None
     ) -> tuple[Tensor, KeyValue]:
         _leave_open(tokens, rotary, kept)
-        return of_single(block, tokens, modulation, rotary, kept, dot_product)
+        return of_single(block, tokens, modulation, rotary, kept, ops)
 
-    return double, single
+    def last_single(
+        block: Block,
+        tokens: Tensor,
+        modulation: Tensor,
+        rotary: Rotary,
+        kept: KeyValue | None,
+        text_tokens: int,
+        of_output: Rotary,
+    ) -> tuple[Tensor, KeyValue]:
+        _leave_open(tokens, (*rotary, *of_output), kept)
+        return of_last(block, tokens, modulation, rotary, kept, text_tokens, of_output, ops)
+
+    return double, single, last_single
 
 
 def keep_compiled_in(folder: Path) -> None:
@@ -51,10 +65,10 @@ def keep_compiled_in(folder: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
-def _leave_open(tokens: Tensor, rotary: Rotary, kept: KeyValue | None) -> None:
+def _leave_open(tokens: Tensor, angles: tuple[Tensor, ...], kept: KeyValue | None) -> None:
     """Tell the compiler which sizes are numbers of tokens. It would take those of the first call for constants."""
     torch._dynamo.mark_dynamic(tokens, 1)
-    for angles in rotary:
-        torch._dynamo.mark_dynamic(angles, 0)
+    for each in angles:
+        torch._dynamo.mark_dynamic(each, 0)
     for tensor in kept or ():
         torch._dynamo.mark_dynamic(tensor, 1)

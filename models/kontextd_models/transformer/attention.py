@@ -40,32 +40,20 @@ class KeyValue(NamedTuple):
         return sum(tensor.numel() * tensor.element_size() for tensor in self)
 
 
-def image_heads(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key (both normed) and value of tokens [1, L, D]: [1, L, heads, head width] each."""
-    query, key, value = (_heads(attn, project(tokens)) for project in (attn.to_q, attn.to_k, attn.to_v))
-    return attn.norm_q(query), attn.norm_k(key), value
+def heads_of(attn: Attention, layer: Attention, rows: Any) -> Tensor:
+    """What a layer projects from L tokens, as `attn` has its heads: [1, L, heads, head width]."""
+    heads: Tensor = layer(rows).unflatten(-1, (-1, attn.head_dim))
+    return heads
 
 
-def text_heads(attn: Attention, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `image_heads`, through the projections that a double block has for text."""
-    projections = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    query, key, value = (_heads(attn, project(tokens)) for project in projections)
-    return attn.norm_added_q(query), attn.norm_added_k(key), value
+def attend(query: Tensor, made: KeyValue, kept: KeyValue | None, dot_product: DotProduct) -> Tensor:
+    """Let the query look at keys and values that were just made, and at what was `kept` of an earlier step.
 
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, rotary: Rotary, kept: KeyValue | None, dot_product: DotProduct = native
-) -> tuple[Tensor, KeyValue]:
-    """Rotate query and key, and let the query look at key, value and what was `kept` of an earlier step.
-
-    [1, L, heads, head width] each → [1, L, D], and the key and value of these tokens, ready to be kept.
+    [1, L, heads, head width], normed and rotated, → [1, L, D].
     """
-    made = KeyValue(rotated(key, rotary), value)
     looked_at = made if kept is None else made.followed_by(kept)
-    mixed = dot_product(
-        _heads_first(rotated(query, rotary)), _heads_first(looked_at.key), _heads_first(looked_at.value)
-    )
-    return mixed.permute(0, 2, 1, 3).flatten(2, 3), made
+    mixed = dot_product(_heads_first(query), _heads_first(looked_at.key), _heads_first(looked_at.value))
+    return mixed.permute(0, 2, 1, 3).flatten(2, 3)
 
 
 def rotated(heads: Tensor, rotary: Rotary) -> Tensor:
@@ -78,8 +66,3 @@ def rotated(heads: Tensor, rotary: Rotary) -> Tensor:
 
 def _heads_first(heads: Tensor) -> Tensor:
     return heads.permute(0, 2, 1, 3)
-
-
-def _heads(attn: Attention, projected: Tensor) -> Tensor:
-    heads: Tensor = projected.unflatten(-1, (-1, attn.head_dim))
-    return heads

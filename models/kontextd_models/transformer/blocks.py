@@ -13,22 +13,18 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kontextd_models.transformer.attention import (
-    DotProduct,
-    KeyValue,
-    Rotary,
-    attend,
-    image_heads,
-    native,
-    text_heads,
-)
-from kontextd_models.transformer.modulation import Block, modulated, parts
+from kontextd_models.transformer.attention import KeyValue, Rotary, attend, heads_of
+from kontextd_models.transformer.block_ops import BlockOps
+from kontextd_models.transformer.modulation import Block, parts
 
-# What a way to run the blocks has to be: `double_block` and `single_block` below are one.
+# What a way to run the blocks has to be: the functions below are one.
 Double: TypeAlias = Callable[
     [Block, Tensor, Tensor, Tensor, Tensor, Rotary, KeyValue | None], tuple[Tensor, Tensor, KeyValue]
 ]
 Single: TypeAlias = Callable[[Block, Tensor, Tensor, Rotary, KeyValue | None], tuple[Tensor, KeyValue]]
+LastSingle: TypeAlias = Callable[[Block, Tensor, Tensor, Rotary, KeyValue | None, int, Rotary], tuple[Tensor, KeyValue]]
+
+FORMULAS = BlockOps()
 
 
 def double_block(
@@ -39,20 +35,30 @@ def double_block(
     text_modulation: Tensor,
     rotary: Rotary,
     kept: KeyValue | None,
-    dot_product: DotProduct = native,
+    ops: BlockOps = FORMULAS,
 ) -> tuple[Tensor, Tensor, KeyValue]:
     """Image [1, N, D] and text [1, L, D] with weights of their own, joined in attention; both, and their keys."""
-    shift, scale, gate, *image_mlp = parts(image_modulation, 6)
-    text_shift, text_scale, text_gate, *text_mlp = parts(text_modulation, 6)
-    of_image = image_heads(block.attn, modulated(block.norm1.norm(image), scale, shift))
-    of_text = text_heads(block.attn, modulated(block.norm1_context.norm(text), text_scale, text_shift))
-    query, key, value = (torch.cat(pair, dim=1) for pair in zip(of_text, of_image, strict=True))
-    mixed, made = attend(query, key, value, rotary, kept, dot_product)
+    attn = block.attn
+    shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts(image_modulation, 6)
+    text_shift, text_scale, text_gate, text_mlp_shift, text_mlp_scale, text_mlp_gate = parts(text_modulation, 6)
+    of_image = ops.normed(block.norm1.norm, image, scale, shift, attn.to_q)
+    of_text = ops.normed(block.norm1_context.norm, text, text_scale, text_shift, attn.add_q_proj)
+    layers = ((attn.add_q_proj, attn.to_q), (attn.add_k_proj, attn.to_k), (attn.add_v_proj, attn.to_v))
+    queries, keys, values = (
+        (heads_of(attn, from_text, of_text), heads_of(attn, from_image, of_image)) for from_text, from_image in layers
+    )
+    query = ops.joined((attn.norm_added_q, attn.norm_q), *queries, rotary)
+    made = KeyValue(ops.joined((attn.norm_added_k, attn.norm_k), *keys, rotary), torch.cat(values, dim=1))
+    mixed = attend(query, made, kept, ops.dot_product)
     text_mixed, image_mixed = mixed.split([text.shape[1], image.shape[1]], dim=1)
-    image = block.attn.to_out[0](image_mixed.contiguous()).mul_(gate.unsqueeze(1)).add_(image)
-    text = block.attn.to_add_out(text_mixed.contiguous()).mul_(text_gate.unsqueeze(1)).add_(text)
-    image = _through_mlp(image, block.norm2, block.ff, *image_mlp)
-    text = _through_mlp(text, block.norm2_context, block.ff_context, *text_mlp)
+    update = ops.projected(attn.to_out[0], image_mixed.contiguous())
+    image, of_image = ops.gated_and_normed(update, gate, image, block.norm2, mlp_scale, mlp_shift, block.ff.net[0].proj)
+    update = ops.projected(attn.to_add_out, text_mixed.contiguous())
+    text, of_text = ops.gated_and_normed(
+        update, text_gate, text, block.norm2_context, text_mlp_scale, text_mlp_shift, block.ff_context.net[0].proj
+    )
+    image = ops.gated(ops.through_mlp(block.ff, of_image), mlp_gate, image)
+    text = ops.gated(ops.through_mlp(block.ff_context, of_text), text_mlp_gate, text)
     return image, text, made
 
 
@@ -62,16 +68,40 @@ def single_block(
     modulation: Tensor,
     rotary: Rotary,
     kept: KeyValue | None,
-    dot_product: DotProduct = native,
+    ops: BlockOps = FORMULAS,
 ) -> tuple[Tensor, KeyValue]:
     """Text and image as one sequence [1, L + N, D], attention and MLP side by side; the sequence, and its keys."""
+    attn = block.attn
     shift, scale, gate = parts(modulation, 3)
-    normed = modulated(block.norm.norm(tokens), scale, shift)
-    hidden = block.act_mlp(block.proj_mlp(normed))
-    mixed, made = attend(*image_heads(block.attn, normed), rotary, kept, dot_product)
-    return block.proj_out(torch.cat([mixed, hidden], dim=2)).mul_(gate.unsqueeze(1)).add_(tokens), made
+    rows = ops.normed(block.norm.norm, tokens, scale, shift, attn.to_q)
+    hidden = block.proj_mlp(rows)
+    query, key, value = (heads_of(attn, layer, rows) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    made = KeyValue(ops.turned(attn.norm_k, key, rotary), value)
+    mixed = attend(ops.turned(attn.norm_q, query, rotary), made, kept, ops.dot_product)
+    return ops.gated(ops.way_out(block.proj_out, block.act_mlp, mixed, hidden), gate, tokens), made
 
 
-def _through_mlp(tokens: Tensor, norm: Block, mlp: Block, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-    updated: Tensor = mlp(modulated(norm(tokens), scale, shift)).mul_(gate.unsqueeze(1)).add_(tokens)
-    return updated
+def last_single_block(
+    block: Block,
+    tokens: Tensor,
+    modulation: Tensor,
+    rotary: Rotary,
+    kept: KeyValue | None,
+    text_tokens: int,
+    of_output: Rotary,
+    ops: BlockOps = FORMULAS,
+) -> tuple[Tensor, KeyValue]:
+    """As `single_block`, of the output's tokens [1, N, D] alone: the others are looked at, and nobody reads them again.
+
+    The output stands behind so many tokens of text; `of_output` is its part of the positions.
+    """
+    attn = block.attn
+    output = slice(text_tokens, text_tokens + len(of_output[0]))
+    shift, scale, gate = parts(modulation, 3)
+    rows = ops.normed(block.norm.norm, tokens, scale, shift, attn.to_q)
+    hidden = block.proj_mlp(rows[:, output])
+    query = ops.turned(attn.norm_q, heads_of(attn, attn.to_q, rows[:, output]), of_output)
+    key, value = (heads_of(attn, layer, rows) for layer in (attn.to_k, attn.to_v))
+    made = KeyValue(ops.turned(attn.norm_k, key, rotary), value)
+    mixed = attend(query, made, kept, ops.dot_product)
+    return ops.gated(ops.way_out(block.proj_out, block.act_mlp, mixed, hidden), gate, tokens[:, output]), made

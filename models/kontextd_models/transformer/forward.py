@@ -1,7 +1,8 @@
 """The forward passes of one request. Knows the transformer and what a request's steps share; knows no presets.
 
 What does not change from step to step is made once: the text's embedding and the rotary positions, and where it is
-asked for the modulation. Full passes with modulation in the loop are to the bit those of diffusers 0.42.
+asked for the modulation. Full passes with modulation in the loop and a whole last block are to the bit those of
+diffusers 0.42.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from kontextd_models.encode import EncodedPrompt, EncodedReference
 from kontextd_models.transformer.attention import KeyValue, Rotary
-from kontextd_models.transformer.blocks import Double, Single, double_block, single_block
+from kontextd_models.transformer.blocks import Double, LastSingle, Single, double_block, last_single_block, single_block
 from kontextd_models.transformer.modulation import (
     Ahead,
     Conditions,
@@ -54,6 +55,7 @@ class Forward(Protocol):
     """Velocities [1, N, C] of latents [1, N, C] at a step of the request."""
 
     keeps: bool  # whether `cached` is to be had
+    trims: bool  # whether the last block runs the output's tokens alone
 
     def full(self, step: int, latents: Tensor, *, keep: bool = False) -> tuple[Tensor, Kept | None]:
         """All tokens; with `keep`, also the reference's keys and values."""
@@ -63,7 +65,7 @@ class Forward(Protocol):
 
 
 class BlockRunner(Protocol):
-    """A way to run both kinds of block."""
+    """A way to run the kinds of block."""
 
     @property
     def double(self) -> Double: ...
@@ -71,30 +73,47 @@ class BlockRunner(Protocol):
     @property
     def single(self) -> Single: ...
 
+    @property
+    def last_single(self) -> LastSingle: ...
+
 
 class AsTheyStand:
     """The blocks' functions themselves."""
 
     double = staticmethod(double_block)
     single = staticmethod(single_block)
+    last_single = staticmethod(last_single_block)
 
 
 _AS_THEY_STAND = AsTheyStand()
 
 
 class WrittenOut:
-    """Over the blocks of a transformer whose weights lie on the device."""
+    """Over the blocks of a transformer whose weights lie on the device.
+
+    `modulation_ahead` and `trim_last_block` leave out what changes no result but by its rounding.
+    """
 
     keeps = True
 
     def __init__(
-        self, transformer: Transformer, inputs: Inputs, *, modulation_ahead: bool, blocks: BlockRunner = _AS_THEY_STAND
+        self,
+        transformer: Transformer,
+        inputs: Inputs,
+        *,
+        modulation_ahead: bool,
+        trim_last_block: bool = False,
+        blocks: BlockRunner = _AS_THEY_STAND,
     ) -> None:
         self._transformer, self._inputs, self._blocks = transformer, inputs, blocks
+        self.trims = trim_last_block and len(transformer.single_transformer_blocks) > 0
         self._ahead = Ahead.of(transformer, inputs.conditions) if modulation_ahead else None
         self._text = transformer.context_embedder(inputs.prompt.sequence)  # [1, L, D]
         positions = torch.cat([inputs.prompt.ids, inputs.output_ids, inputs.reference.ids])  # [L + N + M, 3]
         self._rotary: Rotary = transformer.pos_embed(positions)
+        first, end = len(inputs.prompt.ids), self._output_end()
+        cosine, sine = (angles[first:end].clone() for angles in self._rotary)  # the compiler would tell views apart
+        self._of_output = cosine, sine
 
     def full(self, step: int, latents: Tensor, *, keep: bool = False) -> tuple[Tensor, Kept | None]:
         tokens = torch.cat([latents, self._inputs.reference.latents], dim=1)  # [1, N + M, C]
@@ -109,7 +128,7 @@ class WrittenOut:
     def _run(
         self, step: int, latents: Tensor, rotary: Rotary, kept: Kept | None, keep_from: int | None
     ) -> tuple[Tensor, tuple[KeyValue, ...]]:
-        """Through all blocks; the velocity of all image tokens, and the keys from position `keep_from` on."""
+        """Through all blocks; the velocity of the output's tokens first, and the keys from position `keep_from` on."""
         transformer, modulation, made = self._transformer, self._modulation(step), []
         looked_at = iter(kept.blocks) if kept is not None else None
         image, text = transformer.x_embedder(latents), self._text
@@ -118,13 +137,19 @@ class WrittenOut:
             image, text, keys = self._blocks.double(block, image, text, *modulation.double(index), rotary, others)
             if keep_from is not None:
                 made.append(keys.tail(keep_from))
-        tokens = torch.cat([text, image], dim=1)
-        for index, block in enumerate(transformer.single_transformer_blocks):
+        tokens, singles = torch.cat([text, image], dim=1), transformer.single_transformer_blocks
+        text_tokens = self._text.shape[1]
+        for index, block in enumerate(singles):
             others = next(looked_at) if looked_at else None
-            tokens, keys = self._blocks.single(block, tokens, modulation.single(index), rotary, others)
+            given = block, tokens, modulation.single(index), rotary, others
+            if self.trims and index == len(singles) - 1:
+                image, keys = self._blocks.last_single(*given, text_tokens, self._of_output)
+            else:
+                tokens, keys = self._blocks.single(*given)
             if keep_from is not None:
                 made.append(keys.tail(keep_from))
-        image = tokens[:, self._text.shape[1] :]
+        if not self.trims:
+            image = tokens[:, text_tokens:]
         normed = modulated(transformer.norm_out.norm(image), *parts(modulation.out(), 2))
         return transformer.proj_out(normed), tuple(made)
 
@@ -144,7 +169,7 @@ class Stock:
     It keeps nothing. Such a step waits for its weights, so that fewer tokens would gain little.
     """
 
-    keeps = False
+    keeps = trims = False
 
     def __init__(self, transformer: Transformer, inputs: Inputs) -> None:
         self._transformer, self._inputs = transformer, inputs

@@ -29,7 +29,7 @@ class Failing:
         self.error, self.at, self.calls = error, at, 0
 
     def way(self, name: str = "by a backend") -> Way:
-        return Way(name, self._then(NATIVE_WAY.double), self._then(NATIVE_WAY.single))
+        return Way(name, *(self._then(run) for run in (NATIVE_WAY.double, NATIVE_WAY.single, NATIVE_WAY.last_single)))
 
     def _then(self, run: Callable[..., object]) -> Callable[..., object]:
         def call(*given: object) -> object:

@@ -48,12 +48,30 @@ def test_modulation_ahead_of_the_loop_changes_no_more_than_roundings(
     assert deviation(ahead, exact) <= rounding(model)
 
 
-@pytest.mark.parametrize("modulation_ahead", [False, True])
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_trimmed_last_block_changes_no_more_than_roundings(model: LoadedModel, made: Requests, step: int) -> None:
+    inputs, noise = made(model)
+    transformer = model.pipeline.transformer
+    trimmed, kept = WrittenOut(transformer, inputs, modulation_ahead=False, trim_last_block=True).full(
+        step, noise, keep=True
+    )
+    exact, all_kept = WrittenOut(transformer, inputs, modulation_ahead=False).full(step, noise, keep=True)
+    assert trimmed.shape == exact.shape
+    assert deviation(trimmed, exact) <= rounding(model)
+    assert kept is not None
+    assert all_kept is not None
+    for block, other in zip(kept.blocks, all_kept.blocks, strict=True):
+        assert torch.equal(block.key, other.key)
+        assert torch.equal(block.value, other.value)
+
+
+@pytest.mark.parametrize("shortcuts", [False, True])
 def test_a_pass_with_the_keys_of_the_same_step_is_a_full_one(
-    model: LoadedModel, made: Requests, modulation_ahead: bool
+    model: LoadedModel, made: Requests, shortcuts: bool
 ) -> None:
     inputs, noise = made(model)
-    forward = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=modulation_ahead)
+    transformer = model.pipeline.transformer
+    forward = WrittenOut(transformer, inputs, modulation_ahead=shortcuts, trim_last_block=shortcuts)
     full, kept = forward.full(1, noise, keep=True)
     assert kept is not None
     assert deviation(forward.cached(1, noise, kept), full) <= rounding(model)
