@@ -61,7 +61,7 @@ $(KERNELS)/.ready: $(READY)
 
 test-kernels: setup $(KERNELS)/.ready ## run the Triton kernels in the interpreter, and compile them (downloads Triton)
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(KERNELS)/bin/python -m pytest -q -n 2 tests/kernels
-	OMP_NUM_THREADS=1 $(KERNELS)/bin/python -m pytest -q tests/kernels/test_lora_merge_compiled.py
+	OMP_NUM_THREADS=1 $(KERNELS)/bin/python -m pytest -q tests/kernels/test_*_compiled.py
 
 check: setup ## lint, formatting, strict types, Dockerfile, import direction, no pickle
 	$(VENV)/bin/ruff check .

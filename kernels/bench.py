@@ -5,7 +5,8 @@
 The limit of a case is max(bytes / bandwidth, FLOPs / GEMM rate): bytes and FLOPs the least the op can do, both rates
 measured in the same run, on a copy (bytes read and written) and a square product: on a GPU of bf16, on a CPU of fp32 or
 of bf16 twice, as a factor in fp32 takes it, whichever is faster. Every run starts with cold caches, and times are
-medians. `--sweep` tries more tilings of lora_merge on a GPU. Writes JSON into benchmarks/results/ and prints a table.
+medians. An op that has a rival in torch's compiler is measured beside it, `compiled_s`, where there is a C++ compiler.
+`--sweep` tries more tilings of lora_merge on a GPU. Writes JSON into benchmarks/results/ and prints a table.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import sys
 import time
@@ -86,7 +88,7 @@ def versions() -> dict[str, str]:
 def shown(row: Row) -> Row:
     figures = f"{row['seconds'] * 1e3:9.3f} ms  {row['of_limit']:6.2f} x limit"
     rest = [f"{name} {value:.3g}" if isinstance(value, float) else str(value) for name, value in list(row.items())[6:]]
-    print(f"{row['op']:14} {row['case']:46} {figures}  {'  '.join(rest)}", flush=True)
+    print(f"{row['op']:19} {row['case']:46} {figures}  {'  '.join(rest)}", flush=True)
     return row
 
 
@@ -103,15 +105,18 @@ class Bench:
         self.flops_s = self._gemm_rate(8192, torch.bfloat16) if self.on_gpu else self._rate_of_cpu(2048)
 
     def row(self, op: Op, case: Case) -> Row:
-        """One case: the launcher, into memory that is there already where it can, the reference, and its error."""
+        """One case: the launcher, into memory that is there already where it can, its rivals, and its error."""
         inputs = case.inputs(self.device)
         result = op.launcher(*inputs)
         results = result if isinstance(result, tuple) else (result,)
         memory = results if op.takes_memory else ()
-        return self._figures(op, case, self.seconds(lambda: op.launcher(*inputs, *memory))) | {
-            "reference_s": self.seconds(lambda: op.reference(*inputs)),
-            "error_of_allowed": op.excess(inputs, result),
-        }
+        row = self._figures(op, case, self.seconds(lambda: op.launcher(*inputs, *memory)))
+        row["reference_s"] = self.seconds(lambda: op.reference(*inputs))
+        if op.has_compiled_rival and shutil.which(os.environ.get("CXX", "g++")):
+            torch.compiler.reset()  # compiled for this shape alone, whatever was before
+            compiled = torch.compile(op.reference, dynamic=False, fullgraph=True)
+            row["compiled_s"] = self.seconds(lambda: compiled(*inputs))
+        return row | {"error_of_allowed": op.excess(inputs, result)}
 
     def sweep(self, chosen: Sequence[tuple[Op, Case]]) -> Iterator[Row]:
         """lora_merge in many tilings; a name says which: out x in x ranks, warps, stages."""

@@ -15,18 +15,22 @@ ROWS = 2  # above and below
 
 
 def poisoned(tensor: Tensor) -> Tensor:
-    """The same values, [rows, columns], inside a larger tensor of poison."""
-    rows, columns = tensor.shape
+    """The same values inside a larger tensor of poison, each [i, ...] a row of it, and all of [columns] one row."""
+    rows, columns = _rows_and_columns(tensor)
     poison = math.nan if tensor.itemsize == 1 else math.inf
     around = torch.full((rows + 2 * ROWS, columns + 2 * MARGIN), poison, device=tensor.device).to(tensor.dtype)
     inside = around[ROWS : ROWS + rows, MARGIN : MARGIN + columns]
-    return inside.copy_(tensor)
+    return inside.copy_(tensor.reshape(rows, columns)).view(tensor.shape)
 
 
 def untouched(tensor: Tensor) -> bool:
     """Whether everything around a poisoned tensor is still poison."""
-    rows, columns = tensor.shape
-    around = tensor.as_strided((rows + 2 * ROWS, columns + 2 * MARGIN), tensor.stride(), 0)
-    kept = ~around.float().isfinite()
+    rows, columns = _rows_and_columns(tensor)
+    width = columns + 2 * MARGIN
+    kept = ~tensor.as_strided((rows + 2 * ROWS, width), (width, 1), 0).float().isfinite()
     kept[ROWS : ROWS + rows, MARGIN : MARGIN + columns] = True
     return bool(kept.all())
+
+
+def _rows_and_columns(tensor: Tensor) -> tuple[int, int]:
+    return (1, len(tensor)) if tensor.dim() == 1 else (len(tensor), math.prod(tensor.shape[1:]))

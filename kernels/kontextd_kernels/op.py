@@ -46,7 +46,8 @@ class Op:
     `exact` takes them in fp64 and gives the result before it is rounded; `values` reads a result back into fp64. The
     tolerance goes by the dtype of the result, of its first tensor where it has several. `awkward` cases are for tests;
     `ours` are the shapes of the model, for the benchmark, by kind of device. A launcher that `takes_memory` is given
-    that of its results after the inputs.
+    that of its results after the inputs. An op that `has_compiled_rival` is measured beside its reference as torch's
+    compiler makes it: a kernel that is not faster than that is deleted.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Op:
     awkward: tuple[Case, ...]
     ours: Mapping[str, tuple[Case, ...]]
     takes_memory: bool = True
+    has_compiled_rival: bool = False
 
     def excess(self, inputs: Inputs, result: Result) -> float:
         """The largest error of `result` in units of what is allowed: at most 1 where the op is right, NaN for NaN."""
@@ -66,5 +68,5 @@ class Op:
         first = result if isinstance(result, Tensor) else result[0]
         allowed = self.tolerance[first.dtype]
         bound = allowed.rounding * exact.abs() + allowed.accumulation * magnitude + allowed.least
-        bound += allowed.of_peak * exact.abs().amax(dim=1, keepdim=True)
+        bound += allowed.of_peak * exact.abs().amax(dim=-1, keepdim=True)
         return ((self.values(result) - exact).abs() / bound).max().item()

@@ -104,7 +104,8 @@ def as_text(model: Chosen) -> str:
     return "\n".join(lines)
 
 
-def _ways(execution: ExecutionPlan) -> tuple[str, str, str]:
+def _ways(execution: ExecutionPlan) -> tuple[str, ...]:
     attention = "fastest that is right" if execution.attention == "auto" else execution.attention
     compiled = "compiled" if execution.compiled else "not compiled"
-    return f"{execution.precision} precision", compiled, f"attention {attention}"
+    kernels = {"off": "no kernels", "on": "kernels", "auto": "kernels where they are faster"}[execution.kernels]
+    return f"{execution.precision} precision", compiled, f"attention {attention}", kernels

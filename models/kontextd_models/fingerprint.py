@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kontextd_models import Done, EditRequest, EngineConfig, MemoryMode, load_engine
+from kontextd_models.acceleration.table import SHIPPED
 from kontextd_models.pictures import PICTURES, picture_at
 
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ def photo_at(size: tuple[int, int]) -> Image.Image:
 
 
 def exactly(config: EngineConfig) -> EngineConfig:
-    """The same, with blocks that are diffusers' own to the bit: in full precision, uncompiled, by torch's attention."""
-    return replace(config, precision="full", compile="off", attention="native")
+    """The same, with blocks that are diffusers' own to the bit: in full precision, uncompiled, by torch's attention.
+
+    The `none` of an operator's table may round otherwise (`Preset.is_exact`); that of the shipped one does not.
+    """
+    return replace(config, presets=SHIPPED, precision="full", compile="off", attention="native", kernels="off")
 
 
 def arguments(config: EngineConfig) -> list[str]:

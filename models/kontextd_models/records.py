@@ -104,6 +104,7 @@ class EngineConfig:
     compile: str = "auto"  # "auto" (on CUDA, where the blocks lie there), "on", "off"
     compile_cache: Path | None = None  # what compiling leaves to the next start; None: where torch puts it
     attention: str = "auto"  # "auto" (on CUDA the fastest that is right), "native", "cudnn", "flash", "fa3"
+    kernels: str = "auto"  # "auto" (in compiled blocks on CUDA, where they are faster), "on", "off"
     prompt_cache_bytes: int = 256 * 2**20
     reference_cache_bytes: int = 256 * 2**20
     lora_cache_bytes: int = 2 * 2**30  # of LoRA files that were read, in host memory

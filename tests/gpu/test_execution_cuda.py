@@ -19,6 +19,9 @@ from kontextd_models.embedded.evaluate import as_tensor, psnr
 from kontextd_models.engine import Engine
 from kontextd_models.execution import fp8
 from kontextd_models.execution.attention_backends import CANDIDATES, Shape, choose, error_of
+from kontextd_models.execution.blocks import NATIVE_WAY, Way
+from kontextd_models.execution.kernel_ops import KernelOps
+from kontextd_models.execution.trial import Trial
 from kontextd_models.lora.pristine import parameters_of
 from PIL import Image
 from torch._dynamo.utils import counters
@@ -43,8 +46,10 @@ def skip_without_fp8() -> None:
         pytest.skip("this device has no tensor cores for fp8")
 
 
-def engine_of(folder: Path, precision: str = "full", compile: str = "off", attention: str = "native") -> Engine:
-    config = EngineConfig(folder, "cuda", precision=precision, compile=compile, attention=attention)
+def engine_of(
+    folder: Path, precision: str = "full", compile: str = "off", attention: str = "native", kernels: str = "off"
+) -> Engine:
+    config = EngineConfig(folder, "cuda", precision=precision, compile=compile, attention=attention, kernels=kernels)
     engine = load_engine(replace(config, prompt_cache_bytes=0, reference_cache_bytes=0))
     engine.presets = replace(engine.presets, rows={**engine.presets.rows, Acceleration.HIGH: REUSING})
     return engine
@@ -64,7 +69,7 @@ def picture(engine: Engine, image: Image.Image, acceleration: Acceleration = Acc
 @pytest.mark.parametrize("case", OURS)
 def test_a_layer_of_the_model_gives_the_fp64_product_of_its_codes_within_the_tolerance(case: Case) -> None:
     given = case.inputs(CUDA)
-    assert launch._goes_to_scaled_mm(given[0], given[1])
+    assert launch._goes_to_scaled_mm(given[1], given[0].dtype)
     assert FP8_LINEAR.excess(given, launch.fp8_linear(*given)) <= 1
 
 
@@ -121,16 +126,18 @@ def test_another_backend_gives_nearly_the_same_picture(embedded_folder: Path, ph
 # Compilation.
 
 
+@pytest.mark.parametrize("kernels", ["off", "on"])
 @pytest.mark.parametrize("precision", ["full", "fp8"])
 def test_compiled_blocks_compile_no_more_after_loading_and_are_near_to_uncompiled_ones(
-    embedded_folder: Path, photo: Photo, precision: str
+    embedded_folder: Path, photo: Photo, precision: str, kernels: str
 ) -> None:
     if precision == "fp8":
         skip_without_fp8()
     torch._dynamo.reset()
     counters.clear()
-    engine = engine_of(embedded_folder, precision=precision, compile="on", attention="auto")
+    engine = engine_of(embedded_folder, precision=precision, compile="on", attention="auto", kernels=kernels)
     assert engine.model.blocks.way.startswith("compiled with ")
+    assert engine.model.blocks.way.endswith(" and kernels") == (kernels == "on")
     graphs = counters["stats"]["unique_graphs"]
     plain = engine_of(embedded_folder, precision=precision)
     for size in ((256, 256), (384, 256), (256, 448)):
@@ -139,6 +146,26 @@ def test_compiled_blocks_compile_no_more_after_loading_and_are_near_to_uncompile
             assert psnr(*pictures) > LIKENESS_DB - 10
     assert counters["stats"]["unique_graphs"] == graphs
     assert engine.model.notes == ()
+    torch._dynamo.reset()
+
+
+# Kernels.
+
+
+@pytest.mark.parametrize("precision", ["full", "fp8"])
+def test_blocks_by_kernels_are_right_wherever_they_are_tried(embedded_folder: Path, precision: str) -> None:
+    if precision == "fp8":
+        skip_without_fp8()
+    model = engine_of(embedded_folder, precision=precision).model
+    trial = Trial(model.pipeline.transformer, 512, 1024, model.device, model.dtype)
+    assert trial.error(Way.eager("kernels", KernelOps()), NATIVE_WAY) <= 1
+
+
+def test_kernels_that_choose_themselves_leave_no_note_and_work(embedded_folder: Path, photo: Photo) -> None:
+    engine = engine_of(embedded_folder, compile="on", attention="auto", kernels="auto")
+    assert engine.model.notes == ()
+    exact = as_tensor(picture(engine_of(embedded_folder), photo(256, 256)))
+    assert psnr(as_tensor(picture(engine, photo(256, 256))), exact) > LIKENESS_DB - 10
     torch._dynamo.reset()
 
 

@@ -1,11 +1,22 @@
-"""What the tests of Triton kernels share: arithmetic as on a GPU in Triton's interpreter."""
+"""What the tests of Triton kernels share: arithmetic as on a GPU in the interpreter, a cache of each test's own."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path: only this folder knows compiling.py
+
+
+@pytest.fixture
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path / "cache"))
 
 
 @pytest.fixture

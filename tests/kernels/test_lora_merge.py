@@ -7,8 +7,8 @@ import logging
 
 import pytest
 import torch
+from kontextd_kernels.device import triton_is_there
 from kontextd_kernels.lora_merge import bfloat16_way, merged, merged_fp8, plain
-from kontextd_kernels.lora_merge.launch import triton_is_there
 from kontextd_kernels.lora_merge.plain import BAND_ROWS
 from kontextd_kernels.lora_merge.reference import summed
 from kontextd_kernels.lora_merge.rows import MERGED, MERGED_FP8

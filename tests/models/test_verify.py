@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext
-from kontextd_models import EngineConfig, MemoryMode, ResolutionMode, SafetyConfig, denoise, load_engine
+from kontextd_models import Acceleration, EngineConfig, MemoryMode, ResolutionMode, SafetyConfig, denoise, load_engine
 from kontextd_models.checks import Check, as_json, failed
 from kontextd_models.engine import Engine
 from kontextd_models.fingerprint import fingerprint, native_size, photo_at
@@ -217,6 +217,17 @@ def test_a_memory_mode_that_does_not_fit_is_not_tried(subject: Subject) -> None:
 def test_what_a_mode_needs_counts_the_operators_own_ceiling(tiny_folder: Path) -> None:
     plain, raised = (subject_of(EngineConfig(model=tiny_folder, device="cpu", max_area=area)) for area in (None, 2**20))
     assert all(raised.needs[mode] > plain.needs[mode] for mode in plain.needs)
+
+
+def test_a_table_whose_none_rounds_otherwise_does_not_fail_the_proof_of_the_loop(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    rows = {name: {} for name in ("none", "regular", "high")} | {"none": {"trim_last_block": True}}
+    table = tmp_path / "presets.json"
+    table.write_text(json.dumps({"presets": rows}))
+    config = EngineConfig(model=tiny_folder, device="cpu", presets=table)
+    assert load_engine(config).presets.rows[Acceleration.NONE].trim_last_block
+    assert check_loop(load_engine(subject_of(config).config), (64, 64)).passed is True
 
 
 def test_a_safety_checker_that_lets_everything_through_is_found(

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import logging
-
 import torch
 from torch import Tensor
 
+from kontextd_kernels.device import FLOATS, goes_to_triton
 from kontextd_kernels.lora_merge import bfloat16_way, plain
-
-FLOATS = (torch.bfloat16, torch.float16, torch.float32)
-log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -115,15 +109,3 @@ def span(tensor: Tensor) -> tuple[int, int]:
         return 0, 0
     steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (steps + 1) * tensor.element_size()
-
-
-def goes_to_triton(base: Tensor) -> bool:
-    return base.is_cuda and triton_is_there()
-
-
-@functools.cache
-def triton_is_there() -> bool:
-    there = importlib.util.find_spec("triton") is not None
-    if not there:
-        log.warning("triton is not installed: LoRAs are merged on the GPU by plain torch, which is slower")
-    return there

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from kontextd_models import memory
 from kontextd_models.encode import Pipeline, max_prompt_tokens
-from kontextd_models.execution.attention_backends import Shape, choose
+from kontextd_models.execution.attention_backends import Backend, Shape, choose
 from kontextd_models.execution.compilation import compiled, keep_compiled_in
+from kontextd_models.execution.kernel_ops import KernelOps
 from kontextd_models.execution.planning import ExecutionPlan
+from kontextd_models.execution.trial import Trial
 from kontextd_models.out_of_memory import is_out_of_memory
 from kontextd_models.transformer.attention import KeyValue, Rotary, native
 from kontextd_models.transformer.block_ops import BlockOps
@@ -29,7 +31,7 @@ from kontextd_models.transformer.blocks import (
     last_single_block,
     single_block,
 )
-from kontextd_models.transformer.modulation import Block, Transformer
+from kontextd_models.transformer.modulation import Block
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Blocks:
     ) -> None:
         """`free_bytes`: what is free on a CUDA device, for errors that leave open whether it is full."""
         self._ways, self.notes, self._free_bytes = tuple(ways), tuple(notes), free_bytes
+        self.has_failed = False
 
     @property
     def way(self) -> str:
@@ -105,12 +108,19 @@ class Blocks:
         given = block, tokens, modulation, rotary, kept, text_tokens, of_output
         return self._run(lambda way: way.last_single(*given))
 
+    def behind(self, way: Way) -> Blocks:
+        """The same, with another way before them."""
+        return Blocks((way, *self._ways), self.notes, self._free_bytes)
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        return is_out_of_memory(error, self._free_bytes)
+
     def _run(self, run: Callable[[Way], _Result]) -> _Result:
         while True:
             try:
                 return run(self._ways[0])
             except Exception as error:  # of torch's compiler, of a backend's own: they promise no set of classes
-                if len(self._ways) == 1 or is_out_of_memory(error, self._free_bytes):
+                if len(self._ways) == 1 or self.is_out_of_memory(error):
                     raise
                 self._give_up(error)
 
@@ -119,7 +129,7 @@ class Blocks:
         why = f"{type(error).__name__}: {_gist(error)}"
         note = f"blocks that run {failed.name} failed ({why}); from now on they run {following.name}."
         log.warning("%s", note, exc_info=error)
-        self._ways, self.notes = self._ways[1:], (*self.notes, note)
+        self._ways, self.notes, self.has_failed = self._ways[1:], (*self.notes, note), True
 
 
 def _gist(error: Exception) -> str:
@@ -144,46 +154,49 @@ def open_blocks(
     heads, width = config.num_attention_heads, config.attention_head_dim
     shape = Shape(heads, width, text_tokens + image_tokens, text_tokens + 2 * image_tokens)
     backend = choose(plan.attention, shape, device, dtype)
-    ops, ways = BlockOps(backend.dot_product), [NATIVE_WAY]
-    if backend.dot_product is not native:
-        ways.insert(0, Way.eager(f"uncompiled with {backend.name} attention", ops))
+    blocks = Blocks(_ways(plan, backend), backend.notes, partial(memory.free_bytes, device))
     if plan.compiled:
         if compile_cache is not None:
             keep_compiled_in(compile_cache)
-        ways.insert(0, Way(f"compiled with {backend.name} attention", *compiled(ops)))
-    blocks = Blocks(ways, backend.notes, partial(memory.free_bytes, device))
-    if plan.compiled:
-        _compile_now(blocks, pipeline.transformer, text_tokens, image_tokens, device, dtype)
+        trial = Trial(pipeline.transformer, text_tokens, image_tokens, device, dtype)
+        trial.run(blocks)  # no edit waits for the compiler then
+        by_kernels = _compiled(backend, KernelOps)
+        if plan.kernels == "auto" and not blocks.has_failed and _is_better(by_kernels, blocks, trial):
+            blocks = blocks.behind(by_kernels)
     log.info("blocks run %s", blocks.way)
     return blocks
 
 
-def _compile_now(
-    blocks: Blocks,
-    transformer: Transformer,
-    text_tokens: int,
-    image_tokens: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> None:
-    """Run all blocks, with and without keys kept of a reference: no edit waits for the compiler then."""
-    config = transformer.config
-    heads, head_width = config.num_attention_heads, config.attention_head_dim
-    width = heads * head_width
+def _ways(plan: ExecutionPlan, backend: Backend) -> list[Way]:
+    """Those that are known to be wanted, the best first."""
+    kinds = (KernelOps, BlockOps) if plan.kernels == "on" else (BlockOps,)
+    ways = [_compiled(backend, kinds[0])] if plan.compiled else []
+    ways += [Way.eager(_name("uncompiled", backend, kind), kind(backend.dot_product)) for kind in kinds]
+    is_native = backend.dot_product is native
+    return [*ways[:-1], NATIVE_WAY] if is_native else [*ways, NATIVE_WAY]
 
-    def zeros(*shape: int) -> Tensor:
-        return torch.zeros(shape, device=device, dtype=dtype)
 
-    kept = KeyValue(*(zeros(1, image_tokens, heads, head_width) for _ in range(2)))
-    for seen, others in ((2 * image_tokens, None), (image_tokens, kept)):
-        # No tensor twice: the compiler would take it for granted.
-        cosine, sine = (torch.zeros(text_tokens + seen, head_width, device=device) for _ in range(2))
-        of_output = (torch.zeros_like(cosine[:image_tokens]), torch.zeros_like(sine[:image_tokens]))
-        image, text = zeros(1, seen, width), zeros(1, text_tokens, width)
-        for block in transformer.transformer_blocks:
-            blocks.double(block, image, text, zeros(1, 6 * width), zeros(1, 6 * width), (cosine, sine), others)
-        tokens = zeros(1, text_tokens + seen, width)
-        *singles, last = transformer.single_transformer_blocks
-        for block in singles:
-            blocks.single(block, tokens, zeros(1, 3 * width), (cosine, sine), others)
-        blocks.last_single(last, tokens, zeros(1, 3 * width), (cosine, sine), others, text_tokens, of_output)
+def _compiled(backend: Backend, kind: type[BlockOps]) -> Way:
+    return Way(_name("compiled", backend, kind), *compiled(kind(backend.dot_product)))
+
+
+def _name(how: str, backend: Backend, kind: type[BlockOps]) -> str:
+    return f"{how} with {backend.name} attention" + (" and kernels" if kind is KernelOps else "")
+
+
+def _is_better(way: Way, blocks: Blocks, trial: Trial) -> bool:
+    """Whether a way is right, and faster than blocks that work. Its failures are told, and no reason not to serve."""
+    try:
+        trial.run(way)
+        error = trial.error(way, blocks)
+        if not error <= 1:  # NaN is wrong too
+            log.warning("blocks %s are off by %.2g times what is allowed, and not used", way.name, error)
+            return False
+        seconds, others_s = trial.seconds(way, blocks)
+    except Exception as error:  # of torch's compiler, of Triton's: they promise no set of classes
+        if blocks.is_out_of_memory(error):
+            raise
+        log.warning("blocks %s failed and are not used: %s", way.name, _gist(error), exc_info=error)
+        return False
+    log.info("blocks %s take %.2f times as long as %s", way.name, seconds / others_s, blocks.way)
+    return seconds < others_s

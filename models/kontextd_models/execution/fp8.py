@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from kontextd_kernels.fp8_linear import fp8_linear
+from kontextd_kernels.fp8_linear import fp8_linear, quantised_linear
 from kontextd_kernels.lora_merge import merged_fp8
 from torch import Tensor, nn
 
@@ -25,12 +26,23 @@ from kontextd_models.records import MemoryMode
 log = logging.getLogger(__name__)
 
 
+class Quantised(NamedTuple):
+    """Tokens [1, L, D] as codes [L, D] and their scales [L, 1]; `dtype` is what a product of them is to have."""
+
+    codes: Tensor
+    scale: Tensor
+    dtype: torch.dtype
+
+
 class Fp8Linear(nn.Linear):
-    """`weight` holds float8 codes; tokens [..., in] are quantised row by row as they come."""
+    """`weight` holds float8 codes; tokens [..., in] are quantised row by row as they come, unless they are already."""
 
     weight_scale: Tensor  # [out, 1], float32
 
-    def forward(self, input: Tensor) -> Tensor:  # the name that callers may use
+    def forward(self, input: Tensor | Quantised) -> Tensor:  # the name that callers may use
+        if isinstance(input, Quantised):
+            codes, scale, dtype = input
+            return quantised_linear(codes, scale, self.weight, self.weight_scale, self.bias, dtype)[None]
         rows = fp8_linear(input.flatten(0, -2), self.weight, self.weight_scale, self.bias)
         shaped: Tensor = rows.unflatten(0, input.shape[:-1])
         return shaped

@@ -1,4 +1,4 @@
-"""What is asked for and what this device can do: precision, compilation, attention. Knows settings; knows no weights.
+"""What is asked for and what this device can do, of precision, compilation, attention, kernels. Knows no weights.
 
 A wish that cannot be had is met by the nearest thing, and comes with a note: what, why, and what runs instead.
 """
@@ -13,10 +13,11 @@ from kontextd_models.acceleration.table import PresetTable
 from kontextd_models.errors import InvalidValue
 from kontextd_models.records import EngineConfig, MemoryMode
 
-PRECISIONS, COMPILE, ATTENTION = (
+PRECISIONS, COMPILE, ATTENTION, KERNELS = (
     ("auto", "full", "fp8"),
     ("auto", "on", "off"),
     ("auto", "native", "cudnn", "flash", "fa3"),
+    ("auto", "on", "off"),
 )
 _FP8_CAPABILITY = (8, 9)  # Ada and Hopper; see kontextd_kernels.fp8_linear
 _ON_DEVICE = (MemoryMode.RESIDENT, MemoryMode.ENCODERS_OFF)
@@ -46,11 +47,12 @@ class Device:
 
 @dataclass(frozen=True)
 class ExecutionPlan:
-    """How the blocks are to run. `attention` "auto" is settled once the model is loaded, by trying."""
+    """How the blocks are to run. "auto" of `attention` and `kernels` is settled once the model is loaded, by trying."""
 
     fp8: bool = False
     compiled: bool = False
     attention: str = "native"
+    kernels: str = "off"
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,7 +92,9 @@ def plan_execution(
     compiled, of_compiling = _choose_compile(_one_of("compile", config.compile, COMPILE), device, mode)
     of_keeping = "" if mode in _ON_DEVICE or not keeps_reference else _KEEPS_NOTHING.format(mode.value)
     attention, of_attention = _choose_attention(_one_of("attention", config.attention, ATTENTION), device, mode)
-    return ExecutionPlan(fp8, compiled, attention, tuple(filter(None, (note, of_keeping, of_compiling, of_attention))))
+    kernels, of_kernels = _choose_kernels(_one_of("kernels", config.kernels, KERNELS), device, mode, compiled)
+    notes = note, of_keeping, of_compiling, of_attention, of_kernels
+    return ExecutionPlan(fp8, compiled, attention, kernels, tuple(filter(None, notes)))
 
 
 def reuses_reference(rows: Iterable[Preset]) -> bool:
@@ -116,6 +120,20 @@ def _choose_attention(asked: str, device: Device, mode: MemoryMode) -> tuple[str
         return "native", ""
     where = "on the CPU" if device.capability is None else f"in the memory mode {mode.value}"
     return "native", f"attention {asked} was asked for, and {where} there is only torch's own: native."
+
+
+def _choose_kernels(asked: str, device: Device, mode: MemoryMode, compiled: bool) -> tuple[str, str]:
+    """By themselves in compiled blocks only: uncompiled ones may have to be diffusers' to the bit."""
+    if asked == "off":
+        return "off", ""
+    if mode not in _ON_DEVICE:
+        note = f"kernels were asked for, and in the memory mode {mode.value} blocks run as diffusers has them."
+        return "off", note if asked == "on" else ""
+    if asked == "auto":
+        return ("auto" if compiled and device.capability is not None else "off"), ""
+    if device.capability is None:
+        return "on", "kernels on the CPU are worked out by their references: a GPU's numbers, and slower"
+    return "on", ""
 
 
 def _one_of(field: str, asked: str, choices: tuple[str, ...]) -> str:

@@ -47,6 +47,11 @@ class EngineSettings:
         one_of("auto", "native", "cudnn", "flash", "fa3"),
         "auto (on CUDA the fastest that is right), native, cudnn, flash, fa3",
     )
+    kernels: str = setting(
+        "auto",
+        one_of("auto", "on", "off"),
+        "our kernels around the products of a block: auto (in compiled blocks, where they are faster), on, off",
+    )
     prompt_cache_mib: int = setting(256, count, "memory for prompt embeddings, MiB; 0 keeps none")
     reference_cache_mib: int = setting(256, count, "memory for reference latents, MiB; 0 keeps none")
     lora_memory_mib: int = setting(2048, count, "memory for LoRA files that were read, MiB; 0 keeps none")
@@ -89,6 +94,7 @@ class EngineSettings:
             compile=self.compile,
             compile_cache=self.compile_cache or compile_cache,
             attention=self.attention,
+            kernels=self.kernels,
             prompt_cache_bytes=self.prompt_cache_mib * MIB,
             reference_cache_bytes=self.reference_cache_mib * MIB,
             lora_cache_bytes=self.lora_memory_mib * MIB,

@@ -18,6 +18,7 @@ from kontextd_models.execution import blocks as module
 from kontextd_models.execution.attention_backends import Backend
 from kontextd_models.execution.blocks import NATIVE_WAY, Blocks, Way, open_blocks
 from kontextd_models.execution.planning import ExecutionPlan
+from kontextd_models.execution.trial import Trial
 from kontextd_models.transformer.attention import native
 from torch import Tensor
 
@@ -125,9 +126,9 @@ def test_an_engine_on_the_cpu_runs_the_plain_way(tiny_engine: Engine) -> None:
 
 
 def opened(engine: Engine, monkeypatch: pytest.MonkeyPatch, plan: ExecutionPlan, backend: Backend) -> list[str]:
-    """The ways in their order, by failing them one after the other."""
+    """The names of the ways in their order."""
     monkeypatch.setattr(module, "choose", lambda *_: backend)
-    monkeypatch.setattr(module, "_compile_now", lambda *_: None)
+    monkeypatch.setattr(Trial, "run", lambda *_: None)
     blocks = open_blocks(plan, engine.model.pipeline, torch.device("cpu"), torch.float32, 16, None)
     names = [way.name for way in blocks._ways]
     assert blocks.notes == backend.notes
@@ -154,6 +155,64 @@ def test_compiled_comes_before_uncompiled_and_a_backend_before_native(
         assert opened(tiny_engine, monkeypatch, plan, backend) == names
 
 
+def test_kernels_that_are_asked_for_come_before_formulas(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, last = Backend("native", native), "uncompiled with native attention"
+    with_kernels = f"{last} and kernels"
+    assert opened(tiny_engine, monkeypatch, ExecutionPlan(kernels="on"), plain) == [with_kernels, last]
+    both = ExecutionPlan(compiled=True, kernels="on")
+    assert opened(tiny_engine, monkeypatch, both, plain) == [
+        "compiled with native attention and kernels",
+        with_kernels,
+        last,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds", "way", "said"),
+    [
+        (0.4, (1.0, 2.0), "compiled with native attention and kernels", "take 0.50 times as long as compiled"),
+        (0.4, (2.0, 1.0), "compiled with native attention", "take 2.00 times as long as compiled"),
+        (1.5, (1.0, 2.0), "compiled with native attention", "are off by 1.5 times what is allowed"),
+        (float("nan"), (1.0, 2.0), "compiled with native attention", "are off by nan times what is allowed"),
+        (OSError("ptxas"), (1.0, 2.0), "compiled with native attention", "failed and are not used: ptxas"),
+    ],
+)
+def test_kernels_are_taken_by_themselves_where_they_are_right_and_faster(
+    tiny_engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: float | OSError,
+    seconds: tuple[float, float],
+    way: str,
+    said: str,
+) -> None:
+    def measured(*_: object) -> float:
+        if isinstance(error, OSError):
+            raise error
+        return error
+
+    monkeypatch.setattr(Trial, "error", measured)
+    monkeypatch.setattr(Trial, "seconds", lambda *_: seconds)
+    with caplog.at_level(logging.INFO):
+        names = opened(
+            tiny_engine, monkeypatch, ExecutionPlan(compiled=True, kernels="auto"), Backend("native", native)
+        )
+    assert names[0] == way
+    assert names[-2:] == ["compiled with native attention", "uncompiled with native attention"]
+    assert said in caplog.text
+
+
+def test_memory_that_runs_out_while_kernels_are_tried_is_the_caller_s(
+    tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> float:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(Trial, "error", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        opened(tiny_engine, monkeypatch, ExecutionPlan(compiled=True, kernels="auto"), Backend("native", native))
+
+
 def test_what_runs_and_what_failed_reaches_the_description(tiny_folder: Path) -> None:
     from kontextd_models.description import as_text, choice, describe
 
@@ -163,5 +222,5 @@ def test_what_runs_and_what_failed_reaches_the_description(tiny_folder: Path) ->
     assert (announced["precision"], announced["compiled"]) == ("fp8", False)
     assert len(announced["notes"]) == 2
     lines = as_text(choice(config)).splitlines()
-    assert "blocks    fp8 precision, not compiled, attention native" in lines
+    assert "blocks    fp8 precision, not compiled, attention native, no kernels" in lines
     assert sum(line.startswith("note      ") for line in lines) == 2

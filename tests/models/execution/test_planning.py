@@ -93,8 +93,21 @@ def test_the_cpu_runs_as_diffusers_does_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("mode", [MemoryMode.RESIDENT, MemoryMode.ENCODERS_OFF])
 def test_a_gpu_that_holds_the_blocks_compiles_them_and_tries_attention(mode: MemoryMode) -> None:
-    assert plan(AMPERE, mode) == ExecutionPlan(compiled=True, attention="auto")
+    assert plan(AMPERE, mode) == ExecutionPlan(compiled=True, attention="auto", kernels="auto")
     assert plan(AMPERE, mode, compile="off", attention="native") == ExecutionPlan()
+
+
+def test_kernels_come_by_themselves_into_compiled_blocks_on_a_gpu_alone() -> None:
+    asked = [("auto", "auto"), ("auto", "off"), ("on", "off"), ("off", "auto")]
+    found = [plan(HOPPER, kernels=kernels, compile=compile).kernels for kernels, compile in asked]
+    assert found == ["auto", "off", "on", "off"]
+    assert plan(CPU, compile="on").kernels == "off"
+    on_cpu = plan(CPU, kernels="on")
+    assert on_cpu.kernels == "on"
+    assert "worked out by their references" in on_cpu.notes[0]
+    streamed = plan(HOPPER, MemoryMode.GROUP_OFFLOAD, kernels="on")
+    assert streamed.kernels == "off"
+    assert "in the memory mode group_offload blocks run as diffusers has them" in streamed.notes[0]
 
 
 @pytest.mark.parametrize("mode", [MemoryMode.GROUP_OFFLOAD, MemoryMode.SEQUENTIAL])
@@ -117,7 +130,12 @@ def test_notes_come_in_order_and_precision_is_told_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "choices"),
-    [("precision", "int8", "auto, full or fp8"), ("compile", "", "auto, on or off"), ("attention", "fa2", "flash")],
+    [
+        ("precision", "int8", "auto, full or fp8"),
+        ("compile", "", "auto, on or off"),
+        ("attention", "fa2", "flash"),
+        ("kernels", "yes", "auto, on or off"),
+    ],
 )
 def test_what_does_not_exist_is_refused_by_name(field: str, value: str, choices: str) -> None:
     config = EngineConfig(**{field: value})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kontextd_kernels.device import triton_is_there
 from kontextd_kernels.lora_merge import merged, merged_fp8
-from kontextd_kernels.lora_merge.launch import triton_is_there
 from kontextd_kernels.op import Case, Op
 from kontextd_kernels.ops import OPS
 from poison import poisoned, untouched
@@ -34,6 +34,16 @@ def test_a_layer_of_the_model_gives_the_fp64_result_within_half_a_unit_of_its_dt
     inputs = case.inputs(CUDA)
     excess = op.excess(inputs, op.launcher(*inputs))
     assert excess <= 1
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op.has_compiled_rival], ids=lambda op: op.name)
+def test_in_a_compiled_graph_it_gives_the_same_bits(op: Op) -> None:
+    inputs = op.ours["cuda"][-1].inputs(CUDA)
+    compiled = torch.compile(op.launcher, fullgraph=True)
+    found, expected = (
+        result if isinstance(result, tuple) else (result,) for result in (compiled(*inputs), op.launcher(*inputs))
+    )
+    assert all(torch.equal(one.float(), other.float()) for one, other in zip(found, expected, strict=True))
 
 
 def test_it_writes_into_rows_that_lie_apart_and_nowhere_else() -> None:
