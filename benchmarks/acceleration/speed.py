@@ -10,15 +10,13 @@ from functools import partial
 from acceleration.cases import STEPS
 from acceleration.ways import done_with
 from kontextd_models import Acceleration, EditRequest
-from kontextd_models.acceleration.preset import Preset
+from kontextd_models.acceleration.preset import SHORTCUTS, Preset
 from kontextd_models.engine import Engine
 from kontextd_models.fingerprint import photo_at
 from kontextd_models.stock import StockEdit, stock_picture
 
 PROMPT = "make it black and white"
-STOCK, NONE, SHORTCUTS = "stock pipeline", "none", "none with shortcuts"
-# The two that leave nothing out and change no more than roundings.
-SHORTCUTS_ROW = Preset(modulation_ahead=True, trim_last_block=True)
+STOCK, NONE, NONE_WITH_SHORTCUTS = "stock pipeline", "none", "none with shortcuts"
 Seconds = tuple[float, float]  # of the denoise stage, of the whole edit
 Round = Mapping[str, Seconds]
 
@@ -31,7 +29,7 @@ def measure(engine: Engine, side: int, repeats: int) -> dict[str, dict[str, floa
     and a preset.
     """
     own_rows = engine.model.presets.rows
-    rows = {NONE: own_rows[Acceleration.NONE], SHORTCUTS: SHORTCUTS_ROW}
+    rows = {NONE: own_rows[Acceleration.NONE], NONE_WITH_SHORTCUTS: SHORTCUTS}
     rows |= {name.value: own_rows[name] for name in (Acceleration.REGULAR, Acceleration.HIGH)}
     ways: dict[str, Callable[[], Seconds]] = {STOCK: partial(stock, engine, side)}
     ways |= {name: partial(own, engine, side, row) for name, row in rows.items()}

@@ -14,7 +14,7 @@ from kontextd_kernels.fp8_linear.rows import FP8_LINEAR
 from kontextd_kernels.lora_merge import merged_fp8
 from kontextd_kernels.op import Case
 from kontextd_models import Acceleration, Done, EditRequest, EngineConfig, load_engine
-from kontextd_models.acceleration.preset import Preset
+from kontextd_models.acceleration.preset import SHORTCUTS
 from kontextd_models.embedded.evaluate import as_tensor, psnr
 from kontextd_models.engine import Engine
 from kontextd_models.execution import fp8
@@ -30,7 +30,7 @@ Photo = Callable[[int, int], Image.Image]
 CUDA = torch.device("cuda")
 KONTEXT = Shape(heads=24, width=128, queries=4608, keys=8704)
 OURS = [pytest.param(case, id=case.name) for case in FP8_LINEAR.ours["cuda"]]
-REUSING = Preset(computed=0.6, prefix=1, reuse_reference=True, modulation_ahead=True)
+REUSING = replace(SHORTCUTS, computed=0.6, prefix=1, reuse_reference=True)
 LIKENESS_DB = 45.0  # of rounding in bfloat16 alone; another product or another weight is below 30
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")]

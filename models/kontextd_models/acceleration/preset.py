@@ -78,6 +78,10 @@ class Preset:
         )
 
 
+# Exact but for rounding: what every row may do that promises no bit.
+SHORTCUTS = Preset(modulation_ahead=True, trim_last_block=True)
+
+
 def _check_mask(steps: int, mask: str) -> None:
     where = f"masks: the mask for {steps} steps is {mask!r}"
     if len(mask) != steps:

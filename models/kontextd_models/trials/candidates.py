@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from kontextd_models.acceleration.planning import plan
-from kontextd_models.acceleration.preset import Preset, StepKind
+from kontextd_models.acceleration.preset import SHORTCUTS, Preset, StepKind
 from kontextd_models.records import Acceleration
 
 _SHARES = (15, 11, 18, 8, 13)  # of 28 steps; the middle of the range first
@@ -110,5 +110,5 @@ def _published() -> Iterator[Preset]:
     for prefix, order in (plain, *((p, o) for o in _ORDERS for p in _PREFIXES if (p, o) != plain)):
         for refreshes in _REFRESHES:
             for share in _SHARES:
-                row = Preset(computed=round(share / _OF, 4), prefix=prefix, forecast_order=order, modulation_ahead=True)
+                row = replace(SHORTCUTS, computed=round(share / _OF, 4), prefix=prefix, forecast_order=order)
                 yield row if refreshes is None else replace(row, reuse_reference=True, refreshes=refreshes)

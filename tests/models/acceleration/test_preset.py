@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from kontextd_models.acceleration.preset import Guard, Preset
+from kontextd_models.acceleration.preset import SHORTCUTS, Guard, Preset
 
 
 def test_the_default_is_exact() -> None:
     assert Preset().is_exact
-    assert Preset(modulation_ahead=True, trim_last_block=True).is_exact
+    assert SHORTCUTS.is_exact
     assert Preset(masks={3: "FFF"}).is_exact
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from kontextd_models import Acceleration, Done, EditRequest, EngineConfig, LoraWeight, load_engine
-from kontextd_models.acceleration.preset import Preset
+from kontextd_models.acceleration.preset import SHORTCUTS
 from kontextd_models.engine import Engine
 from kontextd_models.execution import blocks as module
 from kontextd_models.execution.blocks import NATIVE_WAY, Blocks, Way
@@ -35,9 +35,7 @@ SIZES = [(w // 64, h // 64) for w, h in (
     (1104, 944), (1184, 880), (1248, 832), (1328, 800), (1392, 752), (1456, 720), (1504, 688), (1568, 672),
 )]  # fmt: skip
 GRAPHS = 6  # three functions, with and without keys kept of the reference
-# What blocks that round anyway do too.
-EXACT = Preset(modulation_ahead=True, trim_last_block=True)
-REUSING = replace(EXACT, computed=0.6, prefix=1, reuse_reference=True)
+REUSING = replace(SHORTCUTS, computed=0.6, prefix=1, reuse_reference=True)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +59,7 @@ def graphs() -> int:
 
 def compiling(folder: Path, **changes: object) -> Engine:
     engine = load_engine(EngineConfig(model=folder, device="cpu", compile="on", **changes))
-    rows = {Acceleration.NONE: EXACT, Acceleration.REGULAR: EXACT, Acceleration.HIGH: REUSING}
+    rows = {Acceleration.NONE: SHORTCUTS, Acceleration.REGULAR: SHORTCUTS, Acceleration.HIGH: REUSING}
     engine.presets = replace(engine.presets, rows=rows)
     return engine
 
