@@ -157,7 +157,7 @@ def test_blocks_by_kernels_are_right_wherever_they_are_tried(embedded_folder: Pa
     if precision == "fp8":
         skip_without_fp8()
     model = engine_of(embedded_folder, precision=precision).model
-    trial = Trial(model.pipeline.transformer, 512, 1024, model.device, model.dtype)
+    trial = Trial(model.pipeline.transformer, 512, 1024, model.device, model.dtype, precision == "fp8")
     assert trial.error(Way.eager("kernels", KernelOps()), NATIVE_WAY) <= 1
 
 

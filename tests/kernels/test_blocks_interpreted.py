@@ -37,6 +37,6 @@ def test_blocks_by_kernels_are_as_near_to_formulas_as_is_allowed(
     monkeypatch.setattr(rope_launch, "goes_to_triton", here("rope"))
     monkeypatch.setattr(fp8_launch, "_is_quantised_by_triton", here("fp8"))
     model = load_engine(EngineConfig(model=embedded_folder, device="cpu", dtype="bfloat16", precision=precision)).model
-    trial = Trial(model.pipeline.transformer, 8, 12, torch.device("cpu"), model.dtype)
+    trial = Trial(model.pipeline.transformer, 8, 12, torch.device("cpu"), model.dtype, precision == "fp8")
     assert 0 < trial.error(Way.eager("kernels", KernelOps()), NATIVE_WAY) <= 1
     assert came == kernels

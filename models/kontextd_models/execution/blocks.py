@@ -36,6 +36,7 @@ from kontextd_models.transformer.modulation import Block
 log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+_FASTER = 0.98  # what is as fast but for noise is not taken: two starts of a box are to run alike
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,18 @@ class Blocks:
     """
 
     def __init__(
-        self, ways: Sequence[Way], notes: Sequence[str] = (), free_bytes: Callable[[], int] | None = None
+        self,
+        ways: Sequence[Way],
+        notes: Sequence[str] = (),
+        free_bytes: Callable[[], int] | None = None,
+        tried: Sequence[str] = (),
     ) -> None:
-        """`free_bytes`: what is free on a CUDA device, for errors that leave open whether it is full."""
+        """`free_bytes`: what is free on a CUDA device, for errors that leave open whether it is full.
+
+        `tried` is what came of ways that were tried beside these, for people.
+        """
         self._ways, self.notes, self._free_bytes = tuple(ways), tuple(notes), free_bytes
+        self.tried = tuple(tried)
         self.has_failed = False
 
     @property
@@ -108,19 +117,26 @@ class Blocks:
         given = block, tokens, modulation, rotary, kept, text_tokens, of_output
         return self._run(lambda way: way.last_single(*given))
 
-    def behind(self, way: Way) -> Blocks:
-        """The same, with another way before them."""
-        return Blocks((way, *self._ways), self.notes, self._free_bytes)
-
-    def is_out_of_memory(self, error: Exception) -> bool:
-        return is_out_of_memory(error, self._free_bytes)
+    def having_tried(self, way: Way, trial: Trial) -> Blocks:
+        """The same, behind another way if that is right and clearly faster. Its failure is no reason not to serve."""
+        try:
+            is_better, told = _compared(way, self, trial)
+        except Exception as error:  # of torch's compiler, of Triton's: they promise no set of classes
+            if is_out_of_memory(error, self._free_bytes):
+                raise
+            is_better, told = False, f"blocks {way.name} failed and are not used: {_gist(error)}"
+            log.warning("%s", told, exc_info=error)
+        else:
+            log.info("%s", told)
+        ways = (way, *self._ways) if is_better else self._ways
+        return Blocks(ways, self.notes, self._free_bytes, (*self.tried, told))
 
     def _run(self, run: Callable[[Way], _Result]) -> _Result:
         while True:
             try:
                 return run(self._ways[0])
             except Exception as error:  # of torch's compiler, of a backend's own: they promise no set of classes
-                if len(self._ways) == 1 or self.is_out_of_memory(error):
+                if len(self._ways) == 1 or is_out_of_memory(error, self._free_bytes):
                     raise
                 self._give_up(error)
 
@@ -135,6 +151,17 @@ class Blocks:
 def _gist(error: Exception) -> str:
     """The first lines of what an error says: the compiler's has its own first, and the cause after it."""
     return " ".join(filter(None, str(error).splitlines()[:3]))
+
+
+def _compared(way: Way, blocks: Blocks, trial: Trial) -> tuple[bool, str]:
+    """Whether it is right and faster than blocks that work, by more than chance; and how they compare."""
+    trial.run(way)
+    error = trial.error(way, blocks)
+    if not error <= 1:  # NaN is wrong too
+        return False, f"blocks {way.name} are off by {error:.2g} times what is allowed, and are not used"
+    seconds, others_s = trial.seconds(way, blocks)
+    told = f"blocks {way.name} take {seconds / others_s:.3f} times as long as {blocks.way}"
+    return seconds < _FASTER * others_s, told
 
 
 NATIVE_WAY = Way.eager("uncompiled with native attention", FORMULAS)
@@ -158,11 +185,10 @@ def open_blocks(
     if plan.compiled:
         if compile_cache is not None:
             keep_compiled_in(compile_cache)
-        trial = Trial(pipeline.transformer, text_tokens, image_tokens, device, dtype)
+        trial = Trial(pipeline.transformer, text_tokens, image_tokens, device, dtype, plan.fp8)
         trial.run(blocks)  # no edit waits for the compiler then
-        by_kernels = _compiled(backend, KernelOps)
-        if plan.kernels == "auto" and not blocks.has_failed and _is_better(by_kernels, blocks, trial):
-            blocks = blocks.behind(by_kernels)
+        if plan.kernels == "auto" and not blocks.has_failed:
+            blocks = blocks.having_tried(_compiled(backend, KernelOps), trial)
     log.info("blocks run %s", blocks.way)
     return blocks
 
@@ -182,21 +208,3 @@ def _compiled(backend: Backend, kind: type[BlockOps]) -> Way:
 
 def _name(how: str, backend: Backend, kind: type[BlockOps]) -> str:
     return f"{how} with {backend.name} attention" + (" and kernels" if kind is KernelOps else "")
-
-
-def _is_better(way: Way, blocks: Blocks, trial: Trial) -> bool:
-    """Whether a way is right, and faster than blocks that work. Its failures are told, and no reason not to serve."""
-    try:
-        trial.run(way)
-        error = trial.error(way, blocks)
-        if not error <= 1:  # NaN is wrong too
-            log.warning("blocks %s are off by %.2g times what is allowed, and not used", way.name, error)
-            return False
-        seconds, others_s = trial.seconds(way, blocks)
-    except Exception as error:  # of torch's compiler, of Triton's: they promise no set of classes
-        if blocks.is_out_of_memory(error):
-            raise
-        log.warning("blocks %s failed and are not used: %s", way.name, _gist(error), exc_info=error)
-        return False
-    log.info("blocks %s take %.2f times as long as %s", way.name, seconds / others_s, blocks.way)
-    return seconds < others_s

@@ -45,16 +45,13 @@ def picture(engine: Engine, image: Image.Image) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "precision", "most"),
-    [("float32", "full", 1e-3), ("bfloat16", "full", 0.5), ("float32", "fp8", 1.0), ("bfloat16", "fp8", 1.0)],
+    ("dtype", "precision"), [("float32", "full"), ("bfloat16", "full"), ("float32", "fp8"), ("bfloat16", "fp8")]
 )
-def test_every_kind_of_block_is_near_to_its_formulas(
-    embedded_folder: Path, dtype: str, precision: str, most: float
-) -> None:
-    """Of what is allowed where kernels are tried; `test_trial.py` shows what is more than that."""
+def test_every_kind_of_block_is_near_to_its_formulas(embedded_folder: Path, dtype: str, precision: str) -> None:
+    """Within what is allowed where kernels are tried; `test_trial.py` shows what is more than that."""
     model = engine_of(embedded_folder, dtype=dtype, precision=precision).model
-    trial = Trial(model.pipeline.transformer, 24, 96, model.device, model.dtype)
-    assert 0 < trial.error(Way.eager("kernels", KernelOps()), Way.eager("formulas", BlockOps())) <= most
+    trial = Trial(model.pipeline.transformer, 24, 96, model.device, model.dtype, precision == "fp8")
+    assert 0 < trial.error(Way.eager("kernels", KernelOps()), Way.eager("formulas", BlockOps())) <= 1
 
 
 @pytest.mark.parametrize(("precision", "least_db"), [("full", 90), ("fp8", 50)])
