@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +14,15 @@ import numpy as np
 import pytest
 import tiny_lora
 from kontextd_models import Acceleration, Done, EditRequest, EngineConfig, LoraWeight, ResolutionMode, load_engine
-from kontextd_models.acceleration.preset import Guard, Preset
-from kontextd_models.acceleration.table import PresetTable
+from kontextd_models.acceleration.preset import SHORTCUTS, Guard, Preset
+from kontextd_models.acceleration.table import PresetTable, row_as_json
 from kontextd_models.engine import Engine
 from kontextd_models.errors import ModelError
 from PIL import Image
 
 Photo = Callable[[int, int], Image.Image]
-REUSING = Preset(computed=0.6, prefix=2, reuse_reference=True, refreshes=1, modulation_ahead=True)
-SKIPPING = Preset(computed=0.4, prefix=2, modulation_ahead=True)
+REUSING = replace(SHORTCUTS, computed=0.6, prefix=2, reuse_reference=True, refreshes=1)
+SKIPPING = replace(SHORTCUTS, computed=0.4, prefix=2)
 
 
 @pytest.fixture
@@ -92,6 +96,40 @@ def test_after_an_edit_that_was_given_up_the_next_one_is_that_of_a_fresh_engine(
         next(given_up)
     given_up.close()
     assert np.array_equal(pixels(run(engine, request))[0], expected)
+
+
+ELSEWHERE = """
+import hashlib, sys
+from pathlib import Path
+from kontextd_models import Acceleration, EditRequest, EngineConfig, load_engine
+from PIL import Image
+model, presets, photo = map(Path, sys.argv[1:4])
+engine = load_engine(EngineConfig(model=model, device="cpu", presets=presets))
+preset = Acceleration(sys.argv[4])
+request = EditRequest(Image.open(photo), "make it red", 10, 3, acceleration=preset, enable_safety_checker=False)
+*_, done = engine.edit(request)
+print(hashlib.sha256(done.images[0].tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("preset", [Acceleration.REGULAR, Acceleration.HIGH])
+def test_after_an_edit_that_was_given_up_the_next_one_is_that_of_a_fresh_process(
+    tiny_folder: Path, engine: Engine, photo: Photo, tmp_path: Path, preset: Acceleration
+) -> None:
+    guarded = replace(REUSING, guard=Guard(1e-6, 2), masks={10: "FFFc.c.F.c"})
+    rows = {**engine.presets.rows, Acceleration.REGULAR: guarded}
+    engine.presets = replace(engine.presets, rows=rows)
+    table, file = tmp_path / "presets.json", tmp_path / "photo.png"
+    table.write_text(json.dumps({"presets": {name.value: row_as_json(row) for name, row in rows.items()}}))
+    photo(64, 64).save(file)
+    request = EditRequest(photo(64, 64), "make it red", 10, 3, acceleration=preset, enable_safety_checker=False)
+    given_up = engine.edit(replace(request, seed=99, prompt="another", acceleration=Acceleration.REGULAR))
+    for _ in range(6):  # among cached steps
+        next(given_up)
+    given_up.close()
+    found = hashlib.sha256(pixels(run(engine, request))[0].tobytes()).hexdigest()
+    command = [sys.executable, "-c", ELSEWHERE, str(tiny_folder), str(table), str(file), preset.value]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1] == found
 
 
 def test_after_an_edit_that_failed_the_next_one_is_that_of_a_fresh_engine(
