@@ -22,8 +22,9 @@ others are converted, and then all parts lie in host memory at once.
 
 Weights are streamed through the device by diffusers' group offloading, a block (`group_offload`) or a layer at a time,
 the next one copied while this one computes; the encoders always a layer at a time. Moving T5 there and back whole would
-need 9.5 GB beside the transformer and copy it twice. In every mode the same kernels run on the same numbers: results
-are equal to the bit. Weights stay ordinary parameters that may be written in place between two edits.
+need 9.5 GB beside the transformer and copy it twice. Where blocks run the plain way (`execution/blocks.py`), the same
+kernels run on the same numbers in every mode: results are equal to the bit. Weights stay ordinary parameters that may
+be written in place between two edits.
 """
 
 from __future__ import annotations
