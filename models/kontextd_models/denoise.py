@@ -22,7 +22,7 @@ from kontextd_models.acceleration.steps import Steps
 from kontextd_models.encode import EncodedPrompt, EncodedReference, Pipeline
 from kontextd_models.loading import LoadedModel
 from kontextd_models.records import MemoryMode
-from kontextd_models.transformer.forward import Forward, Inputs, Stock, WrittenOut
+from kontextd_models.transformer.forward import Forward, Inputs, Stock, Trim, WrittenOut
 from kontextd_models.transformer.modulation import Conditions
 
 
@@ -144,7 +144,7 @@ def _forward(model: LoadedModel, inputs: Inputs, preset: Preset) -> Forward:
         model.pipeline.transformer,
         inputs,
         modulation_ahead=preset.modulation_ahead or rounds_anyway,
-        trim_last_block=preset.trim_last_block or rounds_anyway,
+        trim=Trim.ALWAYS if preset.trim_last_block or rounds_anyway else Trim.WHERE_EQUAL,
         blocks=model.blocks,
     )
 

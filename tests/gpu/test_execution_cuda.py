@@ -162,8 +162,10 @@ def test_blocks_by_kernels_are_right_wherever_they_are_tried(embedded_folder: Pa
 
 
 def test_kernels_that_choose_themselves_leave_no_note_and_work(embedded_folder: Path, photo: Photo) -> None:
+    torch._dynamo.reset()
     engine = engine_of(embedded_folder, compile="on", attention="auto", kernels="auto")
     assert engine.model.notes == ()
+    assert len(engine.model.blocks.tried) == 1
     exact = as_tensor(picture(engine_of(embedded_folder), photo(256, 256)))
     assert psnr(as_tensor(picture(engine, photo(256, 256))), exact) > LIKENESS_DB - 10
     torch._dynamo.reset()

@@ -38,6 +38,7 @@ def test_a_layer_of_the_model_gives_the_fp64_result_within_half_a_unit_of_its_dt
 
 @pytest.mark.parametrize("op", [op for op in OPS if op.has_compiled_rival], ids=lambda op: op.name)
 def test_in_a_compiled_graph_it_gives_the_same_bits(op: Op) -> None:
+    torch._dynamo.reset()
     inputs = op.ours["cuda"][-1].inputs(CUDA)
     compiled = torch.compile(op.launcher, fullgraph=True)
     found, expected = (

@@ -16,6 +16,7 @@ from kontextd_models import memory
 from kontextd_models.encode import Pipeline, max_prompt_tokens
 from kontextd_models.execution.attention_backends import Backend, Shape, choose
 from kontextd_models.execution.compilation import compiled, keep_compiled_in
+from kontextd_models.execution.fp8_ops import Fp8Ops
 from kontextd_models.execution.kernel_ops import KernelOps
 from kontextd_models.execution.planning import ExecutionPlan
 from kontextd_models.execution.trial import Trial
@@ -161,6 +162,7 @@ def _compared(way: Way, blocks: Blocks, trial: Trial) -> tuple[bool, str]:
         return False, f"blocks {way.name} are off by {error:.2g} times what is allowed, and are not used"
     seconds, others_s = trial.seconds(way, blocks)
     told = f"blocks {way.name} take {seconds / others_s:.3f} times as long as {blocks.way}"
+    told += f", and are off by {error:.2g} times what is allowed"
     return seconds < _FASTER * others_s, told
 
 
@@ -195,11 +197,16 @@ def open_blocks(
 
 def _ways(plan: ExecutionPlan, backend: Backend) -> list[Way]:
     """Those that are known to be wanted, the best first."""
-    kinds = (KernelOps, BlockOps) if plan.kernels == "on" else (BlockOps,)
+    formulas = _formulas(plan)
+    kinds = (KernelOps, formulas) if plan.kernels == "on" else (formulas,)
     ways = [_compiled(backend, kinds[0])] if plan.compiled else []
     ways += [Way.eager(_name("uncompiled", backend, kind), kind(backend.dot_product)) for kind in kinds]
     is_native = backend.dot_product is native
     return [*ways[:-1], NATIVE_WAY] if is_native else [*ways, NATIVE_WAY]
+
+
+def _formulas(plan: ExecutionPlan) -> type[BlockOps]:
+    return Fp8Ops if plan.fp8 else BlockOps
 
 
 def _compiled(backend: Backend, kind: type[BlockOps]) -> Way:

@@ -16,9 +16,9 @@ from kontextd_models.transformer.modulation import Block, Transformer
 
 _RUNS = 3
 # Of what a block adds to its tokens. Our kernels are off from formulas that round after every operation by 2⁻²⁰ in
-# float32 and 1 % in bfloat16, and by 2.4 % in float8, where a number's last bit decides to which side it is rounded.
+# float32 and 1 % in bfloat16, and by 3 % in float8, where a number's last bit decides to which side it is rounded.
 _ALLOWED = {torch.float32: 2.0**-14, torch.bfloat16: 2.0**-6}
-_ALLOWED_IN_FP8 = 2.0**-5
+_ALLOWED_IN_FP8 = 2.0**-4
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """The forward passes of one request. Knows the transformer and what a request's steps share; knows no presets.
 
 What does not change from step to step is made once: the text's embedding and the rotary positions, and where it is
-asked for the modulation. Full passes with modulation in the loop and a whole last block are to the bit those of
-diffusers 0.42.
+asked for the modulation. Full passes with modulation in the loop are to the bit those of diffusers 0.42, unless the
+last block is always trimmed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from enum import Enum
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from kontextd_models.transformer.attention import KeyValue, Rotary
 from kontextd_models.transformer.blocks import Double, LastSingle, Single, double_block, last_single_block, single_block
 from kontextd_models.transformer.modulation import (
     Ahead,
+    Block,
     Conditions,
     InTheLoop,
     Modulation,
@@ -25,6 +27,9 @@ from kontextd_models.transformer.modulation import (
     modulated,
     parts,
 )
+
+# What a single block is given: itself, tokens, modulation, positions, keys that were kept.
+Given: TypeAlias = tuple[Block, Tensor, Tensor, Rotary, KeyValue | None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Forward(Protocol):
     """Velocities [1, N, C] of latents [1, N, C] at a step of the request."""
 
     keeps: bool  # whether `cached` is to be had
-    trims: bool  # whether the last block runs the output's tokens alone
+    trims: bool  # whether the last block runs the output's tokens alone in every pass
 
     def full(self, step: int, latents: Tensor, *, keep: bool = False) -> tuple[Tensor, Kept | None]:
         """All tokens; with `keep`, also the reference's keys and values."""
@@ -88,10 +93,20 @@ class AsTheyStand:
 _AS_THEY_STAND = AsTheyStand()
 
 
+class Trim(Enum):
+    """When the last block runs the output's tokens alone, the only ones that are read behind it."""
+
+    NEVER = "never"
+    WHERE_EQUAL = "in full passes, where the first one shows that it changes no bit"
+    ALWAYS = "always"
+
+
 class WrittenOut:
     """Over the blocks of a transformer whose weights lie on the device.
 
-    `modulation_ahead` and `trim_last_block` leave out what changes no result but by its rounding.
+    `modulation_ahead` and `Trim.ALWAYS` leave out what changes no result but by its rounding. With `Trim.WHERE_EQUAL`
+    the first full pass runs the last block both ways: how a product rounds goes by its shape and not by its numbers,
+    so that what is equal once is equal in all full passes of the request.
     """
 
     keeps = True
@@ -102,11 +117,12 @@ class WrittenOut:
         inputs: Inputs,
         *,
         modulation_ahead: bool,
-        trim_last_block: bool = False,
+        trim: Trim = Trim.NEVER,
         blocks: BlockRunner = _AS_THEY_STAND,
     ) -> None:
         self._transformer, self._inputs, self._blocks = transformer, inputs, blocks
-        self.trims = trim_last_block and len(transformer.single_transformer_blocks) > 0
+        self.trims = trim is Trim.ALWAYS
+        self._trims_full = None if trim is Trim.WHERE_EQUAL else self.trims
         self._ahead = Ahead.of(transformer, inputs.conditions) if modulation_ahead else None
         self._text = transformer.context_embedder(inputs.prompt.sequence)  # [1, L, D]
         positions = torch.cat([inputs.prompt.ids, inputs.output_ids, inputs.reference.ids])  # [L + N + M, 3]
@@ -137,21 +153,37 @@ class WrittenOut:
             image, text, keys = self._blocks.double(block, image, text, *modulation.double(index), rotary, others)
             if keep_from is not None:
                 made.append(keys.tail(keep_from))
-        tokens, singles = torch.cat([text, image], dim=1), transformer.single_transformer_blocks
-        text_tokens = self._text.shape[1]
+        *singles, last = transformer.single_transformer_blocks
+        tokens = torch.cat([text, image], dim=1)
         for index, block in enumerate(singles):
             others = next(looked_at) if looked_at else None
-            given = block, tokens, modulation.single(index), rotary, others
-            if self.trims and index == len(singles) - 1:
-                image, keys = self._blocks.last_single(*given, text_tokens, self._of_output)
-            else:
-                tokens, keys = self._blocks.single(*given)
+            tokens, keys = self._blocks.single(block, tokens, modulation.single(index), rotary, others)
             if keep_from is not None:
                 made.append(keys.tail(keep_from))
-        if not self.trims:
-            image = tokens[:, text_tokens:]
-        normed = modulated(transformer.norm_out.norm(image), *parts(modulation.out(), 2))
-        return transformer.proj_out(normed), tuple(made)
+        others = next(looked_at) if looked_at else None
+        given = last, tokens, modulation.single(len(singles)), rotary, others
+        velocity, keys = self._last(given, modulation.out(), is_full=kept is None)
+        if keep_from is not None:
+            made.append(keys.tail(keep_from))
+        return velocity, tuple(made)
+
+    def _last(self, given: Given, out: Tensor, *, is_full: bool) -> tuple[Tensor, KeyValue]:
+        """Through the last block and out: of all image tokens, or of the output's alone."""
+        text_tokens, output_tokens = self._text.shape[1], len(self._of_output[0])
+        if self._trims_full if is_full else self.trims:
+            output, keys = self._blocks.last_single(*given, text_tokens, self._of_output)
+            return self._out(output, out), keys
+        tokens, keys = self._blocks.single(*given)
+        velocity = self._out(tokens[:, text_tokens:], out)
+        if is_full and self._trims_full is None:
+            output, _ = self._blocks.last_single(*given, text_tokens, self._of_output)
+            self._trims_full = torch.equal(self._out(output, out), velocity[:, :output_tokens])
+        return velocity, keys
+
+    def _out(self, image: Tensor, modulation: Tensor) -> Tensor:
+        normed = modulated(self._transformer.norm_out.norm(image), *parts(modulation, 2))
+        velocity: Tensor = self._transformer.proj_out(normed)
+        return velocity
 
     def _modulation(self, step: int) -> Modulation:
         if self._ahead is not None:

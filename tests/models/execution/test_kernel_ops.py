@@ -15,6 +15,7 @@ from kontextd_models.execution import blocks as module
 from kontextd_models.execution.blocks import Way
 from kontextd_models.execution.compilation import compiled
 from kontextd_models.execution.fp8 import Fp8Linear, Quantised
+from kontextd_models.execution.fp8_ops import Fp8Ops
 from kontextd_models.execution.kernel_ops import KernelOps
 from kontextd_models.execution.trial import Trial
 from kontextd_models.transformer.block_ops import BlockOps
@@ -80,6 +81,12 @@ def test_compiled_blocks_with_kernels_compile_no_more_after_loading(
         assert psnr(*(picture(one, photo(*size)) for one in (engine, plain))) > 45
     assert counters["stats"]["unique_graphs"] == graphs
     assert engine.model.blocks.notes == ()
+
+
+def test_formulas_that_quantise_rows_once_are_to_the_bit_those_of_every_layer_by_itself(embedded_folder: Path) -> None:
+    model = engine_of(embedded_folder, dtype="bfloat16", precision="fp8").model
+    trial = Trial(model.pipeline.transformer, 24, 96, model.device, model.dtype, fp8=True)
+    assert trial.error(Way.eager("once", Fp8Ops()), Way.eager("by each", BlockOps())) == 0
 
 
 def test_a_float8_layer_takes_rows_that_are_quantised_already(embedded_folder: Path) -> None:

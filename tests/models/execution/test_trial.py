@@ -53,7 +53,7 @@ def test_the_same_has_no_error_and_nan_is_no_result(trial: Trial) -> None:
 @pytest.mark.parametrize("kind", [Scaled, Gated])
 @pytest.mark.parametrize(
     ("dtype", "precision", "factor"),
-    [("float32", "full", 1.0003), ("bfloat16", "full", 1.04), ("bfloat16", "fp8", 1.06)],
+    [("float32", "full", 1.0003), ("bfloat16", "full", 1.04), ("bfloat16", "fp8", 1.1)],
 )
 def test_a_result_that_is_off_is_more_than_is_allowed_in_its_precision(
     embedded_folder: Path, kind: type[Scaled], dtype: str, precision: str, factor: float

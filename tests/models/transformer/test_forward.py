@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from kontextd_models.loading import LoadedModel
-from kontextd_models.transformer.forward import Inputs, Stock, WrittenOut
+from kontextd_models.transformer.attention import KeyValue, Rotary
+from kontextd_models.transformer.forward import AsTheyStand, Inputs, Stock, Trim, WrittenOut
 from torch import Tensor
 
 Requests = Callable[[LoadedModel], tuple[Inputs, Tensor]]
@@ -30,12 +31,49 @@ def rounding(model: LoadedModel) -> float:
     return 4 * torch.finfo(model.dtype).eps
 
 
-@pytest.mark.parametrize("step", range(STEPS))
-def test_a_full_pass_is_that_of_diffusers_to_the_bit(model: LoadedModel, made: Requests, step: int) -> None:
+@pytest.mark.parametrize("trim", [Trim.NEVER, Trim.WHERE_EQUAL])
+def test_full_passes_are_those_of_diffusers_to_the_bit(model: LoadedModel, made: Requests, trim: Trim) -> None:
     inputs, noise = made(model)
-    ours, _ = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=False).full(step, noise)
-    theirs, _ = Stock(model.pipeline.transformer, inputs).full(step, noise)
-    assert torch.equal(ours, theirs)
+    forward = WrittenOut(model.pipeline.transformer, inputs, modulation_ahead=False, trim=trim)
+    stock = Stock(model.pipeline.transformer, inputs)
+    for step in range(STEPS):
+        assert torch.equal(forward.full(step, noise * (1 + step))[0], stock.full(step, noise * (1 + step))[0])
+    assert not forward.trims
+
+
+@pytest.mark.parametrize(("error", "runs_trimmed"), [(0.0, STEPS), (1e-6, 1)])
+def test_the_last_block_is_trimmed_after_the_first_full_pass_where_that_changes_no_bit(
+    model: LoadedModel, made: Requests, error: float, runs_trimmed: int
+) -> None:
+    """With blocks whose trimmed results are those of the whole one, and with such as are a little off."""
+    inputs, noise = made(model)
+    trimmed: list[Tensor] = []
+
+    class Cut(AsTheyStand):
+        @staticmethod
+        def last_single(
+            block: object, tokens: Tensor, modulation: Tensor, rotary: Rotary, kept: None, first: int, output: Rotary
+        ) -> tuple[Tensor, KeyValue]:
+            whole, keys = AsTheyStand.single(block, tokens, modulation, rotary, kept)
+            trimmed.append(whole[:, first : first + len(output[0])] * (1 + error))
+            return trimmed[-1], keys
+
+    transformer = model.pipeline.transformer
+    forward = WrittenOut(transformer, inputs, modulation_ahead=False, trim=Trim.WHERE_EQUAL, blocks=Cut())
+    exact = WrittenOut(transformer, inputs, modulation_ahead=False)
+    for step in range(STEPS):
+        assert torch.equal(forward.full(step, noise)[0], exact.full(step, noise)[0])
+    assert len(trimmed) == (runs_trimmed if error == 0 or model.dtype == torch.float32 else STEPS)
+
+
+def test_passes_with_keys_kept_are_not_trimmed_for_what_full_passes_show(model: LoadedModel, made: Requests) -> None:
+    inputs, noise = made(model)
+    transformer = model.pipeline.transformer
+    forward, never = (
+        WrittenOut(transformer, inputs, modulation_ahead=False, trim=trim) for trim in (Trim.WHERE_EQUAL, Trim.NEVER)
+    )
+    (_, kept), (_, same) = forward.full(0, noise, keep=True), never.full(0, noise, keep=True)
+    assert torch.equal(forward.cached(1, noise, kept), never.cached(1, noise, same))
 
 
 @pytest.mark.parametrize("step", range(STEPS))
@@ -52,7 +90,7 @@ def test_modulation_ahead_of_the_loop_changes_no_more_than_roundings(
 def test_a_trimmed_last_block_changes_no_more_than_roundings(model: LoadedModel, made: Requests, step: int) -> None:
     inputs, noise = made(model)
     transformer = model.pipeline.transformer
-    trimmed, kept = WrittenOut(transformer, inputs, modulation_ahead=False, trim_last_block=True).full(
+    trimmed, kept = WrittenOut(transformer, inputs, modulation_ahead=False, trim=Trim.ALWAYS).full(
         step, noise, keep=True
     )
     exact, all_kept = WrittenOut(transformer, inputs, modulation_ahead=False).full(step, noise, keep=True)
@@ -71,7 +109,8 @@ def test_a_pass_with_the_keys_of_the_same_step_is_a_full_one(
 ) -> None:
     inputs, noise = made(model)
     transformer = model.pipeline.transformer
-    forward = WrittenOut(transformer, inputs, modulation_ahead=shortcuts, trim_last_block=shortcuts)
+    trim = Trim.ALWAYS if shortcuts else Trim.NEVER
+    forward = WrittenOut(transformer, inputs, modulation_ahead=shortcuts, trim=trim)
     full, kept = forward.full(1, noise, keep=True)
     assert kept is not None
     assert deviation(forward.cached(1, noise, kept), full) <= rounding(model)
