@@ -6,7 +6,8 @@ A random transformer of the full size (12 B parameters; nothing is downloaded), 
 text: stock diffusers eager and compiled; ours in bf16 and fp8 with every preset, without LoRAs and with three merged;
 all 17 preferred sizes; a Chrome trace of a step of each kind; the stages beside the steps. Into DIR go gpu.json,
 gpu.md, gpu.svg and the traces, written after every part. Every part has its own time, and one that fails is told with
-its error. docs/gpu_benchmark.md says what each figure means.
+its error. What was not measured, goals that were missed and graphs that were compiled after the warm-up are told on
+stderr too, and the exit status is 1 then. docs/gpu_benchmark.md says what each figure means.
 
 It needs an 80 GB card, Python 3.11, torch >= 2.11 for CUDA with Triton, transformers >= 5.17, and these wheels:
 
@@ -39,13 +40,16 @@ def main() -> int:
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    report = Report(options.out, head(options), all_parts())
+    report = Report(options, head(options), all_parts())
     for name, result in measure(all_parts(), options):
         report.add(name, result)
         outcome = "failed" if "error" in result else f"done in {result['part_s']:.1f} s"
         print(f"{time.monotonic() - began:6.1f} s  {name}: {outcome}", flush=True)
     print(f"\n{(options.out / TABLE_FILE).read_text(encoding='utf-8')}\nwritten: {options.out}")
-    return 1 if report.failed() else 0
+    wrong = report.wrong()
+    if wrong:
+        print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def parse() -> Options:

@@ -15,6 +15,7 @@ from kontextd_models.records import Acceleration
 from PIL import Image
 from torch.profiler import ProfilerActivity, profile
 
+from gpu_parts import ours
 from gpu_parts.clocks import Marks, compiled_graphs, forget_peak, peak_bytes, timed
 from gpu_parts.edits import marked, steps_of, trajectory_of
 from gpu_parts.model import Size, make_inputs
@@ -31,7 +32,8 @@ def sizes(stand: Stand, part: Part) -> dict[str, object]:
     stand.wear(0)
     one_step(stand, stand.sizes.native)  # what the first edit of a process compiles
     rows = [{"size": f"{size[0]}x{size[1]}", **one_step(stand, size)} for size in stand.sizes.preferred]
-    return {"sizes": rows, "recompiled": sum(int(str(row["recompiled"])) for row in rows)}
+    recompiled = sum(int(str(row["recompiled"])) for row in rows)
+    return {"sizes": rows, "recompiled": recompiled, "execution": ours.told(stand.model)}
 
 
 def one_step(stand: Stand, size: Size) -> dict[str, object]:

@@ -31,7 +31,8 @@ class Stand:
 
     def run_in(self, precision: str) -> None:
         """Have the model run as the engine would run it in that precision. Once in a process, before any LoRA."""
-        self.model = ours.set_up(self.model, precision, self.shape.output_tokens)
+        traced = self.options.tiny and self.device.type == "cpu"
+        self.model = ours.set_up(self.model, precision, self.shape.output_tokens, traced=traced)
 
     def wear(self, count: int) -> bool:
         """Merge `count` of the LoRAs, or none; whether anything had to be written."""

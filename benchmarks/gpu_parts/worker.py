@@ -13,7 +13,7 @@ import torch
 from kontextd_models.probe import gpus, versions
 
 from gpu_parts import edits, others, ours
-from gpu_parts.clocks import matmul_tflops, now
+from gpu_parts.clocks import compiled_graphs, matmul_tflops, now
 from gpu_parts.parts import LOG_FILE, Options, Part, Work
 from gpu_parts.stand import Stand
 
@@ -56,6 +56,7 @@ def _start(options: Options, first: Part) -> tuple[Stand, dict[str, Any]]:
     if first.work not in (Work.STOCK, Work.STAGES):
         stand.run_in(first.precision)
         machine["execution"] = ours.told(stand.model)
+        machine["graphs"] = compiled_graphs()
     return stand, machine
 
 

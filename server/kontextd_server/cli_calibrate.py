@@ -6,6 +6,7 @@ import argparse
 import gc
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from kontextd_server.cli_trials import (
 )
 from kontextd_server.files.atomic import create_whole, replace_whole
 from kontextd_server.picture_files import UsageError
+from kontextd_server.report.figures import counted
 from kontextd_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     files.check(is_forced=arguments.force)
     subject = subject_of(arguments, settings)
     gates = _gates(arguments, is_demonstration=subject.folder.card.demonstration)
+    _check_steps(subject, settings)
     from kontextd_models.trials.choosing import choose
     from kontextd_models.trials.sweeping import Budget, Sweep
 
@@ -128,6 +131,20 @@ def _gates(arguments: argparse.Namespace, *, is_demonstration: bool) -> Gates:
     return gates
 
 
+def _check_steps(subject: Subject, settings: Settings) -> None:
+    """Raises `UsageError` where there is nothing to try: every row runs so few steps in full."""
+    from kontextd_models.acceleration.table import presets_of
+    from kontextd_models.request import MAX_STEPS
+    from kontextd_models.trials.candidates import candidates
+
+    steps, present = subject.manner.steps, presets_of(subject.folder.path, settings.presets).rows
+    if candidates(steps, present):
+        return
+    enough = next(more for more in range(steps + 1, MAX_STEPS + 1) if candidates(more, present))
+    why = "nothing can be left out of one step" if steps == 1 else f"no row leaves anything out of {steps} steps"
+    raise UsageError(f"--steps is {steps}; {why}. Give {enough} or more, as many as edits are to have.")
+
+
 def _precisions(asked: Sequence[str]) -> list[str]:
     """Full first, where it is among them: what all is held against. Without any, the one the engine would choose."""
     return sorted(set(asked), key=_PRECISIONS.index) or ["auto"]
@@ -147,6 +164,7 @@ class _Found:
         """Each precision for an even share of the time that is left, on an engine of its own."""
         for number, precision in enumerate(asked):
             self._sweep_one(settings, precision, self.sweep.budget.left() / (len(asked) - number), gates)
+            _forget_compiled()
             gc.collect()  # the engine: the next one needs its room
         if not self.precisions:
             raise UsageError(f"--precision {' '.join(asked)} cannot be had here: {' '.join(self.said)}")
@@ -183,7 +201,8 @@ class _Found:
 
     def _try(self, runner: Runner, rows: Sequence[Candidate], seconds: float) -> None:
         precision = self.precisions[-1]
-        told(f"{len(rows)} rows in {precision} precision, for {span_text(seconds)} at the most", quiet=self._quiet)
+        what = f"{counted(len(rows), 'row')} in {precision} precision"
+        told(f"{what}, for {span_text(seconds)} at the most", quiet=self._quiet)
         for point in self.sweep.run(runner, precision, rows, seconds):
             figures = f"{100 * point.ratio:5.1f} % of the time  {point.psnr:5.1f} dB"
             told(f"{figures}  {point.candidate.name}", quiet=self._quiet)
@@ -194,7 +213,14 @@ class _Found:
 
         rows = finalists([point for point in self.sweep.points if point.precision == self.precisions[-1]], gates)
         for turn in self.sweep.run_off(runner, rows, seconds):
-            told(f"{len(rows)} rows again, in turns with none: {turn}/{TURNS}", quiet=self._quiet)
+            told(f"{counted(len(rows), 'row')} again, in turns with none: {turn}/{TURNS}", quiet=self._quiet)
+
+
+def _forget_compiled() -> None:
+    """Of an engine that is given up: the next one compiles the same functions, and torch keeps eight ways of each."""
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
 
 
 def _report(files: _Files, found: _Found, gates: Gates, choice: Choice | None) -> tuple[dict[str, object], Outcome]:
@@ -233,8 +259,8 @@ def _write_table(path: Path, found: _Found, gates: Gates, choice: Choice, measur
     assert found.none is not None  # an engine was loaded: there is a choice
     steps, model = found.subject.manner.steps, found.subject.folder.card.name
     about = (
-        f"Settled by kontextd calibrate on {found.head['date']} for {model}, {choice.precision} precision, {steps} "
-        f"steps, {len(found.sweep.cases)} edits by each row: {measured}."
+        f"Settled by kontextd calibrate on {found.head['date']} for {model}, {choice.precision} precision, "
+        f"{counted(steps, 'step')}, {counted(len(found.sweep.cases), 'edit')} by each row: {measured}."
     )
     table = table_of(about, choice.precision, rows_of(choice, found.none, gates, steps))
     data = (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode()

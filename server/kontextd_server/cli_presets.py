@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import TYPE_CHECKING
 
 from kontextd_server.picture_files import UsageError
@@ -16,11 +16,12 @@ from kontextd_server.settings import Settings
 if TYPE_CHECKING:
     from kontextd_models.acceleration.cost import Shape
     from kontextd_models.acceleration.planning import Plan
-    from kontextd_models.acceleration.preset import Preset
+    from kontextd_models.acceleration.preset import Guard, Preset
     from kontextd_models.folder import ModelFolder
 
 _STEPS = 28
 _WIDTH = 100  # of running text
+_INDENT = 9
 _MOST_TEXT_TOKENS = 512  # that T5 reads for FLUX
 _LEGEND = "F every token   c text and output tokens, keys and values of the reference kept   . skipped, forecast"
 
@@ -51,8 +52,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     if table.about:
         print(fill(table.about, _WIDTH))
     for row in rows:
-        print(f"\n{row.name:9}{row.row.summary}")
-        print("\n".join(f"{'':9}{line}" for line in row.lines()))
+        print(f"\n{row.name:{_INDENT}}{row.summary}")
+        print("\n".join(f"{'':{_INDENT}}{line}" for line in row.lines()))
     print(f"\n{_LEGEND}")
     return 0
 
@@ -74,24 +75,22 @@ class _Told:
         if self._count(".") and self.plan.forecast_order == 0:
             yield "a skipped step takes the last velocity"
         if self.plan.guard is not None:
-            yield (
-                f"guard: up to {self.extra_steps} skipped steps run where the forecast before was off by more than "
-                f"{self.plan.guard.residual:.1%}: then up to {self.share_at_most:.1%} of the FLOPs"
-            )
+            yield from wrap(self._guard(self.plan.guard), _WIDTH - _INDENT)
 
     def as_json(self) -> dict[str, object]:
         from kontextd_models.acceleration.table import row_as_json
 
         return {
             "name": self.name,
-            "summary": self.row.summary,
+            "summary": self.summary,
             "mask": self.mask,
             "full": self._count("F"),
             "cached": self._count("c"),
             "skipped": self._count("."),
             "flops_share": round(self.share, 4),
             "flops_share_at_most": round(self.share_at_most, 4),
-            "extra_steps_at_most": self.extra_steps,
+            "extra_steps_at_most": self.plan.extra_steps_at_most,
+            "guard_may_run": self.guard_may_run,
             "row": row_as_json(self.row),
         }
 
@@ -100,9 +99,26 @@ class _Told:
         return "".join(self.plan.kinds)
 
     @property
-    def extra_steps(self) -> int:
-        guard = self.plan.guard
-        return min(guard.extra_steps, self._count(".")) if guard else 0
+    def summary(self) -> str:
+        """The table's, else what the row does in so many steps."""
+        from kontextd_models.trials.candidates import summary_of
+
+        return self.row.summary or summary_of(self.row, len(self.mask))
+
+    @property
+    def guard_may_run(self) -> list[int]:
+        """Steps counted from 1."""
+        return [step + 1 for step in self.plan.may_run_too]
+
+    def _guard(self, guard: Guard) -> str:
+        if not self.guard_may_run:
+            return f"guard: adds no step, as none is skipped after {self.plan.forecast_order + 2} that ran"
+        most, of = self.plan.extra_steps_at_most, ", ".join(map(str, self.guard_may_run))
+        return (
+            f"guard: adds at most {most} {'step' if most == 1 else 'steps'}, of {of} (counted from 1), each where the "
+            f"forecast of the one before was off by more than {100 * guard.residual:.3g}%: then up to "
+            f"{self.share_at_most:.1%} of the FLOPs"
+        )
 
     def _count(self, kind: str) -> int:
         return Counter(self.mask)[kind]

@@ -17,6 +17,7 @@ from kontextd_models import EditRequest, EngineConfig
 
 from kontextd_server.cli_edit import check_loras, parse_loras
 from kontextd_server.picture_files import UsageError
+from kontextd_server.report.figures import counted
 from kontextd_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def facts_of(head: Mapping[str, object], cases: Sequence[Case]) -> dict[str, str
         "photos": ", ".join(dict.fromkeys(case.photo for case in cases)),
         "prompts": ", ".join(dict.fromkeys(case.prompt for case in cases)),
         "LoRAs": ", ".join(dict.fromkeys(case.loras.name for case in cases)),
-        "edits": f"{head['steps']} steps, guidance {head['guidance_scale']}, seed {head['seed']}",
+        "edits": f"{counted(int(str(head['steps'])), 'step')}, guidance {head['guidance_scale']}, seed {head['seed']}",
         "date": str(head["date"]),
         "command": str(head["command"]),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),

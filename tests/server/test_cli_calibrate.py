@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny_lora
-from kontextd_models import Acceleration, EngineConfig
-from kontextd_models.acceleration.preset import Preset
-from kontextd_models.acceleration.table import read_table
+from kontextd_models import Acceleration, EngineConfig, load_engine
+from kontextd_models.acceleration.table import SHIPPED, read_table
+from kontextd_models.engine import Engine
 from kontextd_models.loading import load_model
+from kontextd_models.trials.candidates import candidates
 from kontextd_models.trials.sweeping import TURNS
 from kontextd_server import cli_calibrate
 from kontextd_server.cli import main
@@ -58,7 +61,9 @@ def test_it_writes_the_rows_that_meet_the_gate_and_the_engine_loads_them(
     table = read_table(out)
     assert table.precision == "full"
     assert "for tiny random model, full precision, 6 steps, 2 edits by each row" in table.about
-    assert table.rows[NONE] == Preset()
+    for name in (REGULAR, HIGH):
+        assert table.rows[name].summary.endswith(" (as measured at 6 steps)") or table.rows[name].is_exact
+    assert table.rows[NONE] == read_table(SHIPPED).rows[NONE]
     for name, gate in ((REGULAR, 37.0), (HIGH, 20.0)):
         chosen = results["chosen"][name] and results["chosen"][name]["name"]
         fit = [point for point in points.values() if point["psnr"] >= gate and point["denoise_ratio"] < 1]
@@ -107,6 +112,45 @@ def test_an_interruption_leaves_a_report_of_what_is_known_and_no_preset_file(
     assert "broken off before its end: no preset file was written" in (out.parent / "presets-report.html").read_text()
 
 
+def test_what_was_compiled_for_an_engine_is_forgotten_before_the_next_one_is_loaded(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._dynamo
+
+    done: list[str] = []
+    reset = torch._dynamo.reset
+
+    def loading(config: EngineConfig) -> Engine:
+        done.append(config.precision)
+        return load_engine(config)
+
+    monkeypatch.setattr(cli_calibrate, "load_engine", loading)
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: (done.append("forgotten"), reset()))
+    assert main(["calibrate", "--precision", "full", "fp8", "--out", str(out), *OPTIONS]) == 0
+    assert done == ["full", "forgotten", "fp8", "forgotten"]
+
+
+def test_where_nothing_was_compiled_torch_is_not_loaded_to_forget_it() -> None:
+    code = (
+        "import sys\nfrom kontextd_server.cli_calibrate import _forget_compiled\n_forget_compiled()\n"
+        "print('torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
+
+
+def test_one_row_and_one_edit_are_told_in_the_singular(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = candidates(6, read_table(SHIPPED).rows)[:1]
+    monkeypatch.setattr("kontextd_models.trials.candidates.candidates", lambda *_: only)
+    assert main(["calibrate", "--regular-psnr", "1", "--high-psnr", "1", "--out", str(out), *OPTIONS]) == 0
+    shown = capsys.readouterr().err
+    assert "1 row in full precision, for " in shown
+    assert f"1 row again, in turns with none: {TURNS}/{TURNS}" in shown
+    assert "6 steps, 1 edit by each row: " in read_table(out).about
+
+
 @pytest.mark.parametrize("name", ["presets.json", "presets-report.html", "presets-results.json"])
 def test_a_file_that_is_there_is_not_replaced_without_force(
     out: Path, name: str, capsys: pytest.CaptureFixture[str]
@@ -120,7 +164,7 @@ def test_a_file_that_is_there_is_not_replaced_without_force(
 def test_with_force_it_is_replaced(out: Path) -> None:
     out.write_text("mine")
     assert main(["calibrate", "--force", "--out", str(out), *OPTIONS]) == 0
-    assert read_table(out).rows[NONE] == Preset()
+    assert read_table(out).rows[NONE] == read_table(SHIPPED).rows[NONE]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +172,8 @@ def test_with_force_it_is_replaced(out: Path) -> None:
     [
         (["--regular-psnr", "61"], "--regular-psnr is 61; it must be a number above 0, up to 60."),
         (["--high-psnr", "nan"], "--high-psnr is nan; it must be"),
+        (["--steps", "1"], "--steps is 1; nothing can be left out of one step. Give 4 or more"),
+        (["--steps", "3"], "--steps is 3; no row leaves anything out of 3 steps. Give 4 or more"),
         (["--budget", "0.01s"], "--budget is 0.01 s; an edit takes"),
         (["--out", "/nowhere/presets.json"], "--out /nowhere/presets.json cannot be written; name a file in a folder"),
         (["--image", "nowhere"], "--image nowhere is no file and no folder"),

@@ -50,7 +50,12 @@ def test_it_shows_what_each_preset_does(table: Path, capsys: pytest.CaptureFixtu
     assert lines[1].split() == ["FFF..c.c.c"]
     assert lines[2].split()[:6] == ["3", "full", "3", "cached", "4", "skipped"]
     assert lines[3].strip() == "a skipped step takes the last velocity"
-    assert "guard: up to 2 skipped steps run where the forecast before was off by more than 5.0%: then up to " in high
+    assert "high 4 of 10 steps: all in full; the rest is forecast FFF......F" in " ".join(high.split())
+    assert (
+        "guard: adds at most 2 steps, of 4, 5 (counted from 1), each where the forecast of the one before was off by "
+        "more than 5%: then up to 60"
+    ) in " ".join(high.split())
+    assert max(map(len, high.splitlines())) <= 100
     assert legend.startswith("F every token")
 
 
@@ -85,7 +90,44 @@ def test_a_guard_costs_what_it_may_add(table: Path, capsys: pytest.CaptureFixtur
     assert main(["presets", "--json", "--presets", str(table), "--steps", "10"]) == 0
     high = json.loads(capsys.readouterr().out)["presets"][2]
     assert (high["extra_steps_at_most"], high["mask"].count("F")) == (2, 4)
+    assert high["guard_may_run"] == [4, 5]
     assert high["flops_share_at_most"] == pytest.approx(high["flops_share"] * 6 / 4, rel=0.05)
+    assert [high["mask"][step - 1] for step in high["guard_may_run"]] == [".", "."]
+
+
+@pytest.mark.parametrize(
+    ("mask", "order", "adds"),
+    [
+        ("FF...F", 1, "no step, as none is skipped after 3 that ran"),
+        ("F....F", 0, "no step, as none is skipped after 2 that ran"),
+        ("FFF.FF", 1, "at most 1 step, of 4 (counted from 1), each"),
+    ],
+)
+def test_a_guard_is_told_with_the_steps_that_it_can_add_and_no_others(
+    mask: str, order: int, adds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"masks": {"6": mask}, "forecast_order": order, "guard": {"residual": 1e-6, "extra_steps": 3}}
+    file = tmp_path / "guarded.json"
+    file.write_text(json.dumps({"presets": {**ROWS, "high": row}}))
+    assert main(["presets", "--presets", str(file), "--steps", "6"]) == 0
+    assert f"guard: adds {adds}" in " ".join(capsys.readouterr().out.split())
+    assert main(["presets", "--presets", str(file), "--steps", "6", "--json"]) == 0
+    high = json.loads(capsys.readouterr().out)["presets"][2]
+    assert high["extra_steps_at_most"] == len(high["guard_may_run"]) == (0 if adds.startswith("no") else 1)
+    assert (high["flops_share_at_most"] > high["flops_share"]) == bool(high["guard_may_run"])
+
+
+def test_a_row_without_a_summary_is_told_by_what_it_does_in_the_steps_that_are_shown(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for steps in ("10", "20", "3"):
+        assert main(["presets", "--json", "--presets", str(table), "--steps", steps]) == 0
+        found[steps] = [row["summary"] for row in json.loads(capsys.readouterr().out)["presets"]]
+    exact = "every step, every token"
+    assert found["10"] == [exact, "two thirds", "4 of 10 steps: all in full; the rest is forecast"]
+    assert found["20"] == [exact, "two thirds", "8 of 20 steps: all in full; the rest is forecast"]
+    assert found["3"] == [exact, "two thirds", exact]
 
 
 @pytest.mark.parametrize(

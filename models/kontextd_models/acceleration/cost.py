@@ -107,12 +107,8 @@ def share(shape: Shape, kinds: Sequence[StepKind], *, trimmed: bool = False) -> 
 def at_most(plan: Plan) -> tuple[StepKind, ...]:
     """The kinds where the plan's guard spends all of its extra steps: as the plan's own without one.
 
-    Which of the skipped steps they are makes no difference to the cost; here the first ones.
+    Which of those that it may run they are makes no difference to the cost; here the first ones.
     """
-    left = plan.guard.extra_steps if plan.guard else 0
     extra = StepKind.CACHED if plan.reuses_reference else StepKind.FULL
-    kinds = list(plan.kinds)
-    for step, kind in enumerate(kinds):
-        if kind is StepKind.SKIPPED and left:
-            kinds[step], left = extra, left - 1
-    return tuple(kinds)
+    ran_too = plan.may_run_too[: plan.extra_steps_at_most]
+    return tuple(extra if step in ran_too else kind for step, kind in enumerate(plan.kinds))

@@ -21,14 +21,24 @@ class Plan:
 
     @property
     def may_run_too(self) -> tuple[int, ...]:
-        """The steps, counted from 0, that the guard may have run: the first of each gap, one leading to the next."""
+        """The steps, counted from 0, that the guard may have run: the first of each gap, one leading to the next.
+
+        It holds the last step before the gap against its forecast, which takes `forecast_order` + 1 steps that ran
+        before that one. Extra steps are such steps too, but come after as many anyway.
+        """
         named: list[int] = []
-        since_run = 0
+        ran = since_run = 0
         for step, kind in enumerate(self.kinds):
-            since_run = since_run + 1 if kind is StepKind.SKIPPED else 0
-            if self.guard is not None and 1 <= since_run <= self.guard.extra_steps:
+            skipped = kind is StepKind.SKIPPED
+            ran, since_run = (ran, since_run + 1) if skipped else (ran + 1, 0)
+            if self.guard and ran >= self.forecast_order + 2 and 1 <= since_run <= self.guard.extra_steps:
                 named.append(step)
         return tuple(named)
+
+    @property
+    def extra_steps_at_most(self) -> int:
+        """How many the guard has run where it always acts: the first so many of `may_run_too`."""
+        return min(self.guard.extra_steps, len(self.may_run_too)) if self.guard else 0
 
 
 def plan(preset: Preset, steps: int, *, keeps_reference: bool = True) -> Plan:

@@ -47,7 +47,7 @@ class Preset:
     nothing, and change results by their rounding alone.
     """
 
-    summary: str = "every step, every token"
+    summary: str = ""
     computed: float = 1.0
     prefix: int = 1
     reuse_reference: bool = False
@@ -84,6 +84,8 @@ SHORTCUTS = Preset(modulation_ahead=True, trim_last_block=True)
 
 def _check_mask(steps: int, mask: str) -> None:
     where = f"masks: the mask for {steps} steps is {mask!r}"
+    if steps < 1:
+        raise ValueError(f"{where}; it must be for at least one step.")
     if len(mask) != steps:
         raise ValueError(f"{where}; it must have {steps} characters, and has {len(mask)}.")
     if unknown := set(mask) - set(StepKind):

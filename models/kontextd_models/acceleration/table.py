@@ -1,4 +1,4 @@
-"""The presets of a model, read from JSON. Knows files; knows no torch and no steps of a request.
+"""The presets of a model, read from JSON. Knows files and how many steps a request may ask for; knows no torch.
 
 A table is the file `presets.json` of a model's folder, one that the operator names (as `kontextd calibrate` writes it),
 or the one for FLUX.1 Kontext that ships beside this module:
@@ -17,11 +17,14 @@ from kontextd_models.acceleration.preset import Guard, Preset
 from kontextd_models.errors import ModelError
 from kontextd_models.folder import read_json
 from kontextd_models.records import Acceleration
+from kontextd_models.request import MAX_STEPS
 
 PRESETS_FILE = "presets.json"
 SHIPPED = Path(__file__).with_name("kontext.json")
 _KEYS = {"about", "precision", "presets"}
 _PRECISIONS = ("", "full", "fp8")  # "": any
+_STEPS = {str(steps): steps for steps in range(1, MAX_STEPS + 1)}
+_MOST_SHOWN = 40  # characters of a value that no row could have
 _TYPES: Mapping[str, type] = {
     "summary": str,
     "computed": float,
@@ -105,7 +108,7 @@ def _row(file: Path, name: str, row: object) -> Preset:
 
 def _value(where: str, key: str, value: object, kind: type) -> object:
     if kind is float and type(value) is int:
-        return float(value)
+        return _float(f"{where}: {key}", value, "it must be above 0 and at most 1")
     if type(value) is not kind:
         raise ModelError(f"{where}: {key} is {value!r}; it must be of the type {kind.__name__}.")
     return value
@@ -119,10 +122,27 @@ def _guard(where: str, guard: object) -> Guard | None:
     residual, extra_steps = guard["residual"], guard["extra_steps"]
     if type(residual) not in (int, float) or type(extra_steps) is not int:
         raise ModelError(f"{where}: guard is {guard!r}; residual must be a number, extra_steps a whole one.")
-    return Guard(float(residual), extra_steps)
+    return Guard(_float(f"{where}: guard: residual", residual, "it must be a finite number above 0"), extra_steps)
+
+
+def _float(where: str, value: float, remedy: str) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:  # JSON's whole numbers have no end
+        raise ModelError(f"{where} is {_shown(value)}; {remedy}.") from error
 
 
 def _masks(where: str, masks: object) -> Mapping[int, str]:
-    if not isinstance(masks, dict) or not all(key.isdecimal() and isinstance(mask, str) for key, mask in masks.items()):
+    if not isinstance(masks, dict) or not all(isinstance(mask, str) for mask in masks.values()):
         raise ModelError(f'{where}: masks is {masks!r}; it must give a text for numbers of steps, such as "28".')
-    return {int(steps): mask for steps, mask in masks.items()}
+    for steps in (key for key in masks if key not in _STEPS):
+        raise ModelError(
+            f"{where}: masks has {_shown(steps)} for a number of steps; it must be a whole one from 1 to {MAX_STEPS}, "
+            'such as "28".'
+        )
+    return {_STEPS[steps]: mask for steps, mask in masks.items()}
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}… ({len(text)} characters)"

@@ -21,6 +21,11 @@ PRECISIONS, COMPILE, ATTENTION, KERNELS = (
 )
 _FP8_CAPABILITY = (8, 9)  # Ada and Hopper; see kontextd_kernels.fp8_linear
 _ON_DEVICE = (MemoryMode.RESIDENT, MemoryMode.ENCODERS_OFF)
+_BY_REFERENCE = "fp8 on the CPU is worked out by its reference: a GPU's numbers, slower than full precision"
+_SETTLED_IN_FULL = (
+    "precision fp8 was asked for, and {} was settled with full: the fidelity of its presets was measured in full "
+    "precision"
+)
 _KEEPS_NOTHING = (
     "presets are to keep the reference's keys and values, and in the memory mode {} blocks stream through the device: "
     "these steps run in full."
@@ -68,10 +73,11 @@ def choose_precision(config: EngineConfig, table: PresetTable, device: Device) -
     asked = _one_of("precision", config.precision, PRECISIONS)
     if asked == "full" or (asked == "auto" and table.precision != "fp8"):
         return False, ""
+    of_table = _SETTLED_IN_FULL.format(table.file.name) if table.precision == "full" else ""
     if device.multiplies_fp8:
-        return True, ""
+        return True, of_table
     if asked == "fp8" and device.capability is None:
-        return True, "fp8 on the CPU is worked out by its reference: a GPU's numbers, slower than full precision"
+        return True, "; ".join(filter(None, (_BY_REFERENCE, of_table)))
     why = "was asked for" if asked == "fp8" else f"is what {table.file.name} was settled with"
     return False, (
         f"precision fp8 {why}, and {device} has no fast product for it: the blocks run in full precision. It takes "

@@ -20,6 +20,7 @@ _OF = 28
 _PREFIXES = (4, 3, 6)
 _ORDERS = (1, 0)
 _REFRESHES = (None, 1, 0, 2)  # None: the reference is not kept
+_EXACT = "every step, every token"
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,22 @@ class Candidate:
 
 
 def candidates(steps: int, present: Mapping[Acceleration, Preset]) -> list[Candidate]:
-    """The rows in force, then those of the evidence, the most promising first; of two with the same steps one."""
-    found: dict[tuple[str, int, bool], Candidate] = {}
+    """The rows in force, then those of the evidence, the most promising first; of two that do the same one."""
+    found: dict[tuple[str, int, tuple[float, int] | None], Candidate] = {}
     for row in (*_in_force(present), *_published()):
-        mask = "".join(plan(row, steps).kinds)
+        planned = plan(row, steps)
+        mask = "".join(planned.kinds)
         order = row.forecast_order if StepKind.SKIPPED in mask else 1
+        guard = (row.guard.residual, planned.extra_steps_at_most) if row.guard and planned.may_run_too else None
         candidate = Candidate(name_of(row, steps), row, mask)
         if not candidate.is_exact:
-            found.setdefault((mask, order, row.guard is not None), candidate)
+            found.setdefault((mask, order, guard), candidate)
     return list(found.values())
 
 
 def exact(steps: int) -> Candidate:
     """Every step and token, the modulation in the loop: what stays where nothing meets a gate."""
-    return Candidate("every step, every token", Preset(), StepKind.FULL * steps)
+    return Candidate(_EXACT, Preset(summary=_EXACT), StepKind.FULL * steps)
 
 
 def name_of(row: Preset, steps: int) -> str:
@@ -65,14 +68,16 @@ def name_of(row: Preset, steps: int) -> str:
         parts += ["reference kept", {0: "no refresh", 1: "1 refresh"}.get(did.refreshes, f"{did.refreshes} refreshes")]
     if did.runs < steps and row.forecast_order == 0:
         parts.append("last velocity")
-    if row.guard is not None:
-        parts.append(f"guard up to {row.guard.extra_steps}")
+    if row.guard is not None and did.extra_steps:
+        parts.append(f"guard up to {did.extra_steps} at {row.guard.residual:g}")
     return ", ".join(parts)
 
 
 def summary_of(row: Preset, steps: int) -> str:
-    """The same as a sentence of a table of presets."""
+    """The same as a sentence, for a row that has no `summary` of its own. Of a guard it says nothing."""
     did = _Doing.of(row, steps)
+    if did.first == steps:
+        return _EXACT
     how = "all in full"
     if did.keeps_reference:
         refreshes = {0: "", 1: ", one refresh"}.get(did.refreshes, f", {did.refreshes} refreshes")
@@ -89,19 +94,22 @@ class _Doing:
     first: int  # in full at the beginning
     refreshes: int
     keeps_reference: bool
+    extra_steps: int  # that a guard adds at most
 
     @classmethod
     def of(cls, row: Preset, steps: int) -> _Doing:
-        mask = "".join(plan(row, steps).kinds)
+        planned = plan(row, steps)
+        mask = "".join(planned.kinds)
         first, keeps = len(mask) - len(mask.lstrip(StepKind.FULL)), StepKind.CACHED in mask
         refreshes = mask[mask.index(StepKind.CACHED) :].count(StepKind.FULL) if keeps else 0
-        return cls(steps - mask.count(StepKind.SKIPPED), first, refreshes, keeps)
+        return cls(steps - mask.count(StepKind.SKIPPED), first, refreshes, keeps, planned.extra_steps_at_most)
 
 
 def _in_force(present: Mapping[Acceleration, Preset]) -> Iterator[Preset]:
+    """With both shortcuts: they change no more than roundings, and without them a row would hide its published twin."""
     for name, row in present.items():
         if name is not Acceleration.NONE:
-            yield row
+            yield replace(row, modulation_ahead=SHORTCUTS.modulation_ahead, trim_last_block=SHORTCUTS.trim_last_block)
 
 
 def _published() -> Iterator[Preset]:

@@ -56,9 +56,9 @@ class Case:
 def photos(paths: Sequence[Path], limits: ModelLimits) -> list[Photo]:
     """The photos of files and, in the order of their names, those in folders, where files of other kinds are passed by.
 
-    Raises `ImageLoadError` for a folder without photos, and what `open_image` raises.
+    Raises `ImageLoadError` for a folder without photos, and what `open_image` raises, with the file's path.
     """
-    found = [Photo(file.stem, open_image(file, IntakeLimits.for_model(limits))) for file in _files(paths)]
+    found = [_opened(file, IntakeLimits.for_model(limits)) for file in _files(paths)]
     names = [photo.name for photo in found]
     return [
         photo if names.count(photo.name) == 1 else Photo(f"{photo.name} {number}", photo.picture)
@@ -95,6 +95,14 @@ def thinned(cases: Sequence[Case], count: int) -> list[Case]:
         wanted = min(len(of_set), count // len(names))
         kept += [of_set[turn * len(of_set) // wanted] for turn in range(wanted)]
     return kept
+
+
+def _opened(file: Path, limits: IntakeLimits) -> Photo:
+    try:
+        return Photo(file.stem, open_image(file, limits))
+    except InputError as error:
+        told = str(error)
+        raise type(error)(told if told.startswith(str(file)) else f"{file}: {told}", field=error.field) from error
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

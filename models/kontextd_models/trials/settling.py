@@ -20,7 +20,8 @@ def rows_of(choice: Choice, none: Preset, gates: Gates, steps: int) -> dict[Acce
             why = f"every step, every token: no row that was tried meets {gates[name]:g} dB"
             rows[name] = replace(exact(steps).row, summary=why)
         else:
-            rows[name] = replace(point.candidate.row, summary=summary_of(point.candidate.row, steps))
+            measured = "" if point.candidate.row.is_exact else f" (as measured at {steps} steps)"
+            rows[name] = replace(point.candidate.row, summary=summary_of(point.candidate.row, steps) + measured)
     return rows
 
 

@@ -139,8 +139,9 @@ class Sweep:
         found: list[list[float]] = [[] for _ in finalists]
         for turn in range(TURNS):
             case = self.cases[turn % len(self.cases)]
-            expected_s = sum(self._expected_s(case, point.candidate) for point in finalists)
-            if self.budget.left() - expected_s - self._references[case.name].total_s < until:
+            none_s = self._expected_s(case, none_ratio)
+            expected_s = sum(self._expected_s(case, none_ratio * point.candidate.computed_share) for point in finalists)
+            if self.budget.left() - expected_s - none_s < until:
                 return
             try:
                 of_turn = self._ratios(runner, case, finalists, turn)
@@ -155,10 +156,9 @@ class Sweep:
 
     def _none_ratio(self, precision: str) -> float | None:
         """The seconds of a precision's `none` to those of the first one's; None where that was not tried."""
-        if precision == self.points[0].precision:
-            return 1.0
         exact = (point for point in self.points if point.precision == precision and point.candidate.is_exact)
-        return next((point.ratio for point in exact), None)
+        is_first = bool(self.points) and precision == self.points[0].precision
+        return next((point.ratio for point in exact), 1.0 if is_first else None)
 
     def _ratios(self, runner: Runner, case: Case, finalists: Sequence[Point], turn: int) -> list[float]:
         """Of one round: the seconds of denoising of each to those of `none`."""
@@ -175,7 +175,8 @@ class Sweep:
 
     def _tried(self, runner: Runner, precision: str, candidate: Candidate, until: float) -> Point | None:
         """None where the time does not suffice. Raises `OutOfMemory`."""
-        expected_s = {case.name: self._expected_s(case, candidate) for case in self.cases}
+        ratio = (self._none_ratio(precision) or 1.0) * candidate.computed_share
+        expected_s = {case.name: self._expected_s(case, ratio) for case in self.cases}
         left_s = sum(expected_s.values())
         found: dict[str, tuple[float, float]] = {}  # dB and seconds, by case
         for case in self.cases:
@@ -187,10 +188,13 @@ class Sweep:
             left_s -= expected_s[case.name]
         return self._point(precision, candidate, found)
 
-    def _expected_s(self, case: Case, candidate: Candidate) -> float:
-        """As if every step that runs ran in full: rather too long than too short."""
+    def _expected_s(self, case: Case, ratio: float) -> float:
+        """Where denoising takes so many times that of `none` of the first precision, and the rest as long as there.
+
+        A row's ratio is taken as if every step that runs ran in full: rather too long than too short.
+        """
         exact = self._references[case.name]
-        return exact.total_s - exact.denoise_s * (1 - candidate.computed_share)
+        return exact.total_s - exact.denoise_s * (1 - ratio)
 
     def _point(self, precision: str, candidate: Candidate, found: Mapping[str, tuple[float, float]]) -> Point:
         by_set: dict[str, list[float]] = {}

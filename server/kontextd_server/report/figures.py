@@ -15,6 +15,10 @@ def db_json(value: float) -> float | None:
     return None if math.isinf(value) else round(value, 2)
 
 
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def size_text(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kontextd_models import Acceleration
 
-from kontextd_server.report.figures import aligned, db_json, db_text
+from kontextd_server.report.figures import aligned, counted, db_json, db_text
 
 if TYPE_CHECKING:
     from kontextd_models.trials.choosing import Choice, Gates
@@ -104,10 +104,10 @@ def _timed_once(chosen: Mapping[Acceleration, Point | None]) -> Iterator[str]:
 def _left_out(sweep: Sweep) -> Iterator[str]:
     if sweep.left_out:
         yield (
-            f"The budget has room for {len(sweep.cases)} edits by each row: {sweep.left_out} combinations of photo, "
-            "prompt and LoRAs were left out, evenly."
+            f"The budget has room for {counted(len(sweep.cases), 'edit')} by each row. Combinations of photo, prompt "
+            f"and LoRAs that were left out, evenly: {sweep.left_out}."
         )
     if sweep.not_reached:
-        yield f"{len(sweep.not_reached)} rows were not tried: the time did not suffice for them."
+        yield f"Not tried, for want of time: {counted(len(sweep.not_reached), 'row')}."
     if sweep.too_large:
-        yield f"{len(sweep.too_large)} rows are left out: the device's memory did not suffice for them."
+        yield f"Left out, for want of the device's memory: {counted(len(sweep.too_large), 'row')}."

@@ -14,7 +14,7 @@ from kontextd_models.acceleration.preset import Guard, StepKind
 from kontextd_models.acceleration.table import SHIPPED, read_table
 from kontextd_models.encode import EncodedPrompt, EncodedReference
 from kontextd_models.records import Acceleration
-from kontextd_models.transformer.forward import Inputs, WrittenOut
+from kontextd_models.transformer.forward import Inputs, Trim, WrittenOut
 from kontextd_models.transformer.modulation import Conditions
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,9 +76,8 @@ def test_every_kind_of_step_costs_what_torch_counts(
     shape = shape_of(config, *tokens)
     transformer, inputs = request(config, shape)
     latents, made = meta(1, shape.output_tokens, shape.channels), []
-    shared = counted(
-        lambda: made.append(WrittenOut(transformer, inputs, modulation_ahead=True, trim_last_block=trimmed))
-    )
+    trim = Trim.ALWAYS if trimmed else Trim.NEVER
+    shared = counted(lambda: made.append(WrittenOut(transformer, inputs, modulation_ahead=True, trim=trim)))
     assert shared_flops(shape, STEPS) == shared
     forward = made[0]
     kept = []
@@ -120,7 +119,13 @@ def test_a_shipped_exact_row_costs_all_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("mask", "extra_steps", "expected"),
-    [("Fc..c..c", 2, "Fcccc..c"), ("Fc..c..c", 3, "Fccccc.c"), ("F..F", 9, "FFFF")],
+    [
+        ("Fcc..c..c", 2, "Fccccc..c"),
+        ("Fcc..c..c", 3, "Fcccccc.c"),
+        ("FFF..F", 9, "FFFFFF"),
+        ("Fc..c..c", 2, "Fc..cccc"),  # before the first gap nothing can be held against a forecast
+        ("F..F", 9, "F..F"),
+    ],
 )
 def test_a_guard_adds_its_extra_steps_and_no_more(mask: str, extra_steps: int, expected: str) -> None:
     guarded = Plan(tuple(map(StepKind, mask)), 1, Guard(0.1, extra_steps))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kontextd_models.acceleration.planning import plan
+from kontextd_models.acceleration.planning import Plan, plan
 from kontextd_models.acceleration.preset import Guard, Preset, StepKind
 from kontextd_models.acceleration.table import SHIPPED, read_table
 from kontextd_models.records import Acceleration
@@ -75,8 +75,34 @@ def test_a_mask_of_the_row_goes_before_the_rule() -> None:
     assert mask(preset, 6) == "F..F.F"
 
 
+def guarded(steps: str, extra_steps: int, order: int = 1) -> Plan:
+    row = Preset(masks={len(steps): steps}, forecast_order=order, guard=Guard(0.1, extra_steps))
+    return plan(row, len(steps))
+
+
 def test_a_guard_may_run_as_many_steps_of_each_gap_as_it_has() -> None:
-    masks = {10: "FF...F.c.F"}
-    assert plan(Preset(guard=Guard(0.1, 1), masks=masks), 10).may_run_too == (2, 6, 8)
-    assert plan(Preset(guard=Guard(0.1, 2), masks=masks), 10).may_run_too == (2, 3, 6, 8)
-    assert plan(Preset(masks=masks), 10).may_run_too == ()
+    assert guarded("FFF...F.c.F", 1).may_run_too == (3, 7, 9)
+    assert guarded("FFF...F.c.F", 2).may_run_too == (3, 4, 7, 9)
+    assert guarded("FFF...F.c.F", 9).may_run_too == (3, 4, 5, 7, 9)
+    assert [guarded("FFF...F.c.F", extra).extra_steps_at_most for extra in (1, 2, 9)] == [1, 2, 5]
+    unguarded = plan(Preset(masks={3: "F.F"}), 3)
+    assert (unguarded.may_run_too, unguarded.extra_steps_at_most) == ((), 0)
+
+
+@pytest.mark.parametrize(
+    ("mask", "by_order"),
+    [
+        ("FF...F", ((2, 3, 4), ())),
+        ("FF...c", ((2, 3, 4), ())),
+        ("F...F..F", ((5, 6), ())),
+        ("F.F.F.F", ((3, 5), (5,))),
+        ("F.....F", ((), ())),
+        ("FFF", ((), ())),
+    ],
+)
+def test_a_guard_cannot_act_before_a_forecast_can_be_held_against_a_step(
+    mask: str, by_order: tuple[tuple[int, ...], ...]
+) -> None:
+    for order, steps in enumerate(by_order):
+        found = guarded(mask, 3, order)
+        assert (found.may_run_too, found.extra_steps_at_most) == (steps, min(3, len(steps)))

@@ -6,7 +6,8 @@ import pytest
 from kontextd_models.acceleration.preset import SHORTCUTS, Guard, Preset
 
 
-def test_the_default_is_exact() -> None:
+def test_the_default_is_exact_and_claims_nothing_for_rows_made_from_it() -> None:
+    assert Preset(computed=0.5).summary == ""
     assert Preset().is_exact
     assert SHORTCUTS.is_exact
     assert Preset(masks={3: "FFF"}).is_exact
@@ -28,6 +29,7 @@ def test_what_leaves_something_out_is_not_exact(preset: Preset) -> None:
         ({"prefix": 0}, "prefix is 0"),
         ({"refreshes": -1}, "refreshes is -1"),
         ({"forecast_order": 2}, "forecast_order is 2"),
+        ({"masks": {0: ""}}, "for at least one step"),
         ({"masks": {4: "FFF"}}, "has 3"),
         ({"masks": {3: "F?F"}}, "holds ?"),
         ({"masks": {3: "cFF"}}, "first step must be F"),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kontextd_models.acceleration.cost import at_most
 from kontextd_models.acceleration.planning import Plan, plan
 from kontextd_models.acceleration.preset import Guard, Preset, StepKind
 from kontextd_models.acceleration.steps import Steps
@@ -84,6 +89,52 @@ def test_a_guard_spends_no_more_than_its_extra_steps() -> None:
         preset = Preset(masks={10: mask}, guard=Guard(residual=0.01, extra_steps=extra_steps))
         kinds = carried_out(preset, wild)[2]
         assert kinds.count("F") == mask.count("F") + extra_steps
+
+
+MASKS = st.from_regex(r"\AF[F.c]{0,13}[Fc]\Z")
+EXTRA_STEPS, ORDERS = st.integers(1, 9), st.integers(0, 1)
+
+
+def guarded(mask: str, order: int, extra_steps: int, residual: float = 1e-6) -> Preset:
+    return Preset(masks={len(mask): mask}, forecast_order=order, guard=Guard(residual, extra_steps))
+
+
+def wild(count: int, seed: int = 0) -> list[float]:
+    """No three on a line, and no two alike."""
+    draw = random.Random(seed)
+    return [draw.uniform(1, 9) for _ in range(count)]
+
+
+@given(MASKS, ORDERS, EXTRA_STEPS)
+def test_a_guard_that_always_acts_runs_the_most_steps_that_its_plan_tells(
+    mask: str, order: int, extra_steps: int
+) -> None:
+    preset = guarded(mask, order, extra_steps)
+    told, kinds = plan(preset, len(mask)), carried_out(preset, wild(len(mask)))[2]
+    assert kinds == "".join(at_most(told))
+    assert mask.count(".") - kinds.count(".") == told.extra_steps_at_most
+
+
+@given(MASKS, ORDERS, EXTRA_STEPS, st.floats(0.05, 2), st.integers(0, 99))
+def test_a_guard_that_acts_now_and_then_runs_no_step_that_its_plan_does_not_name(
+    mask: str, order: int, extra_steps: int, residual: float, seed: int
+) -> None:
+    preset = guarded(mask, order, extra_steps, residual)
+    told, kinds = plan(preset, len(mask)), carried_out(preset, wild(len(mask), seed))[2]
+    ran_too = {step for step in range(len(mask)) if kinds[step] != mask[step]}
+    assert ran_too <= set(told.may_run_too)
+    assert len(ran_too) <= told.extra_steps_at_most
+
+
+@given(MASKS, ORDERS, EXTRA_STEPS)
+def test_every_step_that_a_plan_names_does_run_where_velocities_leave_their_line_just_before(
+    mask: str, order: int, extra_steps: int
+) -> None:
+    preset = guarded(mask, order, extra_steps, residual=0.01)
+    for step in plan(preset, len(mask)).may_run_too:
+        bend = len(mask[:step].rstrip("."))  # the gap's first step: the one before it is the first off the line
+        velocities = [0.5] * (bend - 1) + wild(len(mask) - bend + 1)
+        assert carried_out(preset, velocities)[2][step] != "."
 
 
 def test_where_the_reference_is_kept_a_guard_runs_steps_with_it() -> None:

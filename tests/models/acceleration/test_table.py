@@ -10,6 +10,7 @@ from kontextd_models.acceleration.preset import Guard, Preset
 from kontextd_models.acceleration.table import SHIPPED, presets_of, read_table, row_as_json
 from kontextd_models.errors import ModelError
 from kontextd_models.records import Acceleration
+from kontextd_models.request import MAX_STEPS
 
 ROWS: dict[str, object] = {"none": {}, "regular": {"computed": 0.5}, "high": {"computed": 0.25}}
 
@@ -59,6 +60,12 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert (read.about, read.precision) == ("a test", "fp8")
 
 
+def test_masks_may_be_there_for_every_number_of_steps_that_a_request_may_ask_for(tmp_path: Path) -> None:
+    masks = {str(steps): "F" * steps for steps in range(1, MAX_STEPS + 1)}
+    read = read_table(table(tmp_path, {"presets": {**ROWS, "high": {"masks": masks}}}))
+    assert read.rows[Acceleration.HIGH].masks == {int(steps): mask for steps, mask in masks.items()}
+
+
 @pytest.mark.parametrize(
     ("data", "named"),
     [
@@ -80,6 +87,16 @@ def test_a_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ({"presets": {**ROWS, "high": {"guard": {"residual": 1, "extra_steps": 0}}}}, "extra_steps is 0"),
         ({"presets": {**ROWS, "high": {"masks": {"x": "F"}}}}, "high: masks"),
         ({"presets": {**ROWS, "high": {"masks": {"2": "F."}}}}, "last step must run"),
+        ({"presets": {**ROWS, "high": {"masks": {"2": 1}}}}, "high: masks is .*; it must give a text"),
+        ({"presets": {**ROWS, "high": {"masks": {"0": ""}}}}, "high: masks has '0' .* from 1 to 50, such as \"28\""),
+        ({"presets": {**ROWS, "high": {"masks": {"51": "F" * 51}}}}, "high: masks has '51' for a number of steps"),
+        ({"presets": {**ROWS, "high": {"masks": {"07": "F" * 7}}}}, "high: masks has '07' for a number of steps"),
+        ({"presets": {**ROWS, "high": {"masks": {"9" * 5000: "F"}}}}, r"high: masks has '9{39}… \(5002 characters\)"),
+        ({"presets": {**ROWS, "high": {"computed": 10**400}}}, r"high: computed is 10{39}… .*; it must be above 0"),
+        (
+            {"presets": {**ROWS, "high": {"guard": {"residual": 10**400, "extra_steps": 1}}}},
+            r"high: guard: residual is 10{39}… \(401 characters\); it must be a finite number above 0",
+        ),
         ([], "not a JSON object"),
     ],
 )

@@ -39,6 +39,19 @@ def test_float8_where_the_device_multiplies_it(asked: str, settled_with: str) ->
     assert choose_precision(EngineConfig(precision=asked), table(settled_with), HOPPER) == (True, "")
 
 
+@pytest.mark.parametrize("device", [CPU, HOPPER])
+def test_float8_with_a_table_settled_in_full_precision_says_where_its_fidelity_comes_from(device: Device) -> None:
+    lowered, note = choose_precision(EngineConfig(precision="fp8"), table("full"), device)
+    assert lowered
+    assert (
+        "precision fp8 was asked for, and presets.json was settled with full: the fidelity of its presets was measured "
+        "in full precision"
+    ) in note
+    assert ("slower than full precision; precision fp8" in note) == (device is CPU)
+    assert "settled" not in choose_precision(EngineConfig(precision="fp8"), table(), device)[1]
+    assert "settled" not in choose_precision(EngineConfig(precision="fp8"), table("full"), AMPERE)[1]
+
+
 @pytest.mark.parametrize(
     ("device", "said"),
     [(AMPERE, "a device of compute capability 8.6 has no"), (IN_FLOAT32, "compute capability 9.0 in float32 has no")],

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from kontextd_models import LoraWeight
-from kontextd_models.errors import ImageLoadError, InvalidValue
+from kontextd_models.errors import ImageLoadError, InputError, InvalidValue
+from kontextd_models.intake import open_image
 from kontextd_models.limits import ModelLimits
 from kontextd_models.trials.cases import LoraSet, cases, photos, thinned
 from PIL import Image
@@ -41,6 +42,22 @@ def test_photos_of_one_name_are_told_apart(folder: Path) -> None:
 def test_a_folder_without_photos_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageLoadError, match="holds no photo; name a file, or a folder"):
         photos([tmp_path], LIMITS)
+
+
+def test_a_file_that_is_no_photo_is_named_among_several(folder: Path) -> None:
+    """As it would be alone, and once."""
+    for name in ("notes.txt", "absent.png", "broken.png"):
+        bad = folder / name
+        if name == "broken.png":
+            bad.write_bytes((folder / "c.png").read_bytes()[:200])
+        with pytest.raises(InputError) as alone:
+            open_image(bad)
+        with pytest.raises(type(alone.value)) as caught:
+            photos([folder / "a.jpg", bad, folder / "b.png"], LIMITS)
+        assert str(caught.value).startswith(str(bad))
+        assert str(caught.value).count(str(bad)) == 1
+        assert str(caught.value).endswith(str(alone.value))
+        assert caught.value.field == alone.value.field
 
 
 def test_every_combination_is_there_ordered_by_loras_and_then_by_size(folder: Path) -> None:

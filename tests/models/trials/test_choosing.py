@@ -10,7 +10,7 @@ import pytest
 from kontextd_models import Acceleration
 from kontextd_models.acceleration.preset import Preset
 from kontextd_models.acceleration.table import read_table
-from kontextd_models.trials.candidates import Candidate
+from kontextd_models.trials.candidates import Candidate, exact
 from kontextd_models.trials.choosing import Choice, choose, fastest, finalists, front
 from kontextd_models.trials.settling import rows_of, table_of
 from kontextd_models.trials.sweeping import Point
@@ -93,3 +93,10 @@ def test_a_table_of_the_choice_is_read_as_it_was_written_and_exact_where_nothing
         assert read.rows[name].is_exact == (name in missed)
         told = f"no row that was tried meets {GATES[name]:g} dB" if name in missed else "15 of 30 steps: 4 in full"
         assert told in read.rows[name].summary
+        assert read.rows[name].summary.endswith(" (as measured at 30 steps)") == (name not in missed)
+
+
+def test_an_exact_row_that_is_chosen_says_so_for_any_number_of_steps() -> None:
+    faster = Point("fp8", exact(30), 0.6, 4.8, {"no LoRA": 40}, 37, "a photo")
+    rows = rows_of(Choice("fp8", dict.fromkeys(GATES, faster)), Preset(), GATES, steps=30)
+    assert {rows[name].summary for name in GATES} == {"every step, every token"}

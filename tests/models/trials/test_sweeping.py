@@ -149,6 +149,37 @@ def test_another_precision_is_timed_against_its_own_none_and_held_to_the_first_o
     assert [point.turns for point in sweep.points] == [0, 0, TURNS]
 
 
+@pytest.mark.parametrize("seconds", [60.0, 100.0, 150.0])
+@pytest.mark.parametrize("slowdown", [0.5, 1.0, 1.5, 3.0])
+def test_a_precision_whose_own_none_is_slower_keeps_to_its_time_too(seconds: float, slowdown: float) -> None:
+    """A row is begun only where all its edits fit, and is then not given up: what has run counts."""
+    runner = Runner()
+    sweep = Sweep([case("x"), case("y")], Budget(1e6, lambda: runner.now))
+    list(sweep.make_references(runner))
+    list(sweep.run(runner, "float32", ROWS[:1], 1e6))
+    runner.slowdown = slowdown
+    list(sweep.run(runner, "fp8", [exact(STEPS)], 1e6))
+    began, edits = runner.now, runner.edits
+    points = list(sweep.run(runner, "fp8", ROWS, seconds))
+    assert points
+    assert runner.now - began <= seconds
+    assert runner.edits - edits == 2 * len(points)
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(46.0, 0), (50.0, 1), (160.0, 3)])
+def test_turns_of_a_slower_precision_end_in_time(seconds: float, rounds: int) -> None:
+    """A round is `none`, 32 s, and 16.4 s or 18.2 of the rows: that of `none` in full precision would be 12 s."""
+    runner = Runner()
+    sweep = Sweep([case("x")], Budget(1e6, lambda: runner.now))
+    list(sweep.make_references(runner))
+    list(sweep.run(runner, "float32", ROWS[:1], 1e6))
+    runner.slowdown = 3.0
+    list(sweep.run(runner, "fp8", [exact(STEPS), ROWS[0]], 1e6))
+    began = runner.now
+    assert len(list(sweep.run_off(runner, sweep.points[-1:], seconds))) == rounds
+    assert runner.now - began <= seconds
+
+
 def test_without_its_none_another_precision_is_not_timed_again() -> None:
     runner = Runner()
     sweep = swept(runner, [case("x")], 1e6)
