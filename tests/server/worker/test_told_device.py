@@ -31,7 +31,7 @@ def test_a_fallback_in_the_midst_of_an_edit_is_told_too(tiny_folder: Path) -> No
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("of the test")
 
-    broken = Blocks((Way("broken", fail, fail), NATIVE_WAY))
+    broken = Blocks((Way("broken", fail, fail, fail), NATIVE_WAY))
     loaded.engine.model = replace(loaded.engine.model, blocks=broken)
     warm_up(loaded)
     assert "blocks that run broken failed (RuntimeError: of the test)" in loaded.told_device
