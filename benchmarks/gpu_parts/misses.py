@@ -1,4 +1,4 @@
-"""What was measured and is not as promised: goals missed, graphs compiled again. Knows results; measures nothing.
+"""What is not as promised: goals missed, graphs compiled again, ways fallen back. Knows results; measures nothing.
 
 What was not measured is neither met nor missed, and is not told here.
 """
@@ -29,10 +29,11 @@ class CompiledAgain:
 
 @dataclass(frozen=True)
 class Misses:
-    """`goals` is None where goals say nothing: they are for the full size on a GPU."""
+    """`goals` and `fell_back` are None where they say nothing: they are for the full size on a GPU."""
 
     goals: tuple[MissedGoal, ...] | None
     recompiled: tuple[CompiledAgain, ...]
+    fell_back: tuple[str, ...] | None  # the engine's notes: what could not be had there, or failed
 
     @classmethod
     def of(cls, parts: Sequence[Part], results: Mapping[str, Result], *, with_goals: bool) -> Misses:
@@ -45,7 +46,9 @@ class Misses:
         recompiled = tuple(
             CompiledAgain(part.name, found["recompiled"]) for part, found in figures if found.get("recompiled", 0)
         )
-        return cls(missed if with_goals else None, recompiled)
+        told = (found["execution"]["notes"] for _, found in figures if "execution" in found)
+        fell_back = tuple(dict.fromkeys(note for notes in told for note in notes))
+        return cls(missed, recompiled, fell_back) if with_goals else cls(None, recompiled, None)
 
     def lines(self) -> Iterator[str]:
         """For people, in Markdown; none where nothing is missed."""
@@ -55,3 +58,6 @@ class Misses:
         if self.recompiled:
             yield "\nCompiled again after the warm-up, in graphs:\n"
             yield from (f"- {one.part}: {one.graphs}" for one in self.recompiled)
+        if self.fell_back:
+            yield "\nFell back:\n"
+            yield from (f"- {note}" for note in self.fell_back)

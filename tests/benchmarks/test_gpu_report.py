@@ -76,7 +76,7 @@ def tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_a_run_as_promised_says_so_and_ends_with_0(results: Results, tell: Callable[..., Told]) -> None:
     told = tell(results)
     assert (told.status, told.stderr) == (0, "")
-    assert told.data["misses"] == {"goals": [], "recompiled": []}
+    assert told.data["misses"] == {"goals": [], "recompiled": [], "fell_back": []}
     assert "Goals: 12 met, 0 missed, 0 not measured." in told.table
     assert "missed:" not in told.table
 
@@ -98,12 +98,23 @@ def test_a_missed_goal_is_told_everywhere_and_fails(results: Results, tell: Call
     assert "Goals: 10 met, 2 missed, 0 not measured." in told.table
 
 
+def test_a_way_that_fell_back_is_told_everywhere_and_fails(results: Results, tell: Callable[..., Told]) -> None:
+    note = "blocks compiled with flash attention and kernels failed and are not used: no kernel image"
+    execution = {"precision": "fp8", "blocks": "compiled", "notes": [note], "tried": []}
+    results["none fp8"]["figures"]["execution"] = results["high fp8"]["figures"]["execution"] = execution
+    told = tell(results)
+    assert told.status == 1
+    assert told.data["misses"]["fell_back"] == [note]
+    assert told.stderr.strip() == f"Fell back:\n\n- {note}"
+    assert f"Fell back:\n\n- {note}" in told.table
+
+
 def test_what_was_not_measured_is_no_miss_and_fails_too(results: Results, tell: Callable[..., Told]) -> None:
     results["none fp8"] = {"error": "not run: the deadline had come"}
     results["sizes fp8"] = {"error": "Traceback:\n  somewhere\nValueError: no"}
     told = tell(results)
     assert told.status == 1
-    assert told.data["misses"] == {"goals": [], "recompiled": []}
+    assert told.data["misses"] == {"goals": [], "recompiled": [], "fell_back": []}
     assert told.stderr.strip() == (
         "Not measured:\n\n"
         "- none fp8 (its goal is neither met nor missed): not run: the deadline had come\n"
@@ -133,7 +144,7 @@ def test_of_a_tiny_model_and_of_a_cpu_goals_say_nothing(
     results["none fp8"]["figures"]["seconds"] = 100.0
     told = tell(results, *options)
     assert (told.status, told.stderr) == (0, "")
-    assert told.data["misses"] == {"goals": None, "recompiled": []}
+    assert told.data["misses"] == {"goals": None, "recompiled": [], "fell_back": None}
     assert "nothing is said of them" in told.table
     assert "≤" not in told.table
 

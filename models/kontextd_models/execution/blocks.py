@@ -72,7 +72,7 @@ class Blocks:
     ) -> None:
         """`free_bytes`: what is free on a CUDA device, for errors that leave open whether it is full.
 
-        `tried` is what came of ways that were tried beside these, for people.
+        `tried` is how ways compared that were tried beside these, for people.
         """
         self._ways, self.notes, self._free_bytes = tuple(ways), tuple(notes), free_bytes
         self.tried = tuple(tried)
@@ -119,18 +119,29 @@ class Blocks:
         return self._run(lambda way: way.last_single(*given))
 
     def having_tried(self, way: Way, trial: Trial) -> Blocks:
-        """The same, behind another way if that is right and clearly faster. Its failure is no reason not to serve."""
+        """The same, behind another way if that is right and clearly faster.
+
+        One that is wrong or fails is no reason not to serve: it leaves a note, as a way does that fails later.
+        """
         try:
-            is_better, told = _compared(way, self, trial)
-        except Exception as error:  # of torch's compiler, of Triton's: they promise no set of classes
-            if is_out_of_memory(error, self._free_bytes):
+            trial.run(way)
+            error = trial.error(way, self)
+            if not error <= 1:  # NaN is wrong too
+                return self._refusing(f"blocks {way.name} are off by {error:.2g} times what is allowed, and not used.")
+            seconds, others_s = trial.seconds(way, self)
+        except Exception as failure:  # of torch's compiler, of Triton's: they promise no set of classes
+            if is_out_of_memory(failure, self._free_bytes):
                 raise
-            is_better, told = False, f"blocks {way.name} failed and are not used: {_gist(error)}"
-            log.warning("%s", told, exc_info=error)
-        else:
-            log.info("%s", told)
-        ways = (way, *self._ways) if is_better else self._ways
+            return self._refusing(f"blocks {way.name} failed and are not used: {_gist(failure)}", failure)
+        told = f"blocks {way.name} take {seconds / others_s:.3f} times as long as {self.way}"
+        told += f", and are off by {error:.2g} times what is allowed"
+        log.info("%s", told)
+        ways = (way, *self._ways) if seconds < _FASTER * others_s else self._ways
         return Blocks(ways, self.notes, self._free_bytes, (*self.tried, told))
+
+    def _refusing(self, why: str, failure: Exception | None = None) -> Blocks:
+        log.warning("%s", why, exc_info=failure)
+        return Blocks(self._ways, (*self.notes, why), self._free_bytes, self.tried)
 
     def _run(self, run: Callable[[Way], _Result]) -> _Result:
         while True:
@@ -152,18 +163,6 @@ class Blocks:
 def _gist(error: Exception) -> str:
     """The first lines of what an error says: the compiler's has its own first, and the cause after it."""
     return " ".join(filter(None, str(error).splitlines()[:3]))
-
-
-def _compared(way: Way, blocks: Blocks, trial: Trial) -> tuple[bool, str]:
-    """Whether it is right and faster than blocks that work, by more than chance; and how they compare."""
-    trial.run(way)
-    error = trial.error(way, blocks)
-    if not error <= 1:  # NaN is wrong too
-        return False, f"blocks {way.name} are off by {error:.2g} times what is allowed, and are not used"
-    seconds, others_s = trial.seconds(way, blocks)
-    told = f"blocks {way.name} take {seconds / others_s:.3f} times as long as {blocks.way}"
-    told += f", and are off by {error:.2g} times what is allowed"
-    return seconds < _FASTER * others_s, told
 
 
 NATIVE_WAY = Way.eager("uncompiled with native attention", FORMULAS)

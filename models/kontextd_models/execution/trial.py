@@ -76,8 +76,8 @@ class Trial:
     @torch.no_grad()
     def error(self, way: BlockRunner, other: BlockRunner) -> float:
         """The largest difference of what they make of blocks, in units of what is allowed; NaN for NaN."""
-        double, *_ = self.transformer.transformer_blocks
-        first, *_, last = self.transformer.single_transformer_blocks
+        double, singles = self.transformer.transformer_blocks[0], self.transformer.single_transformer_blocks
+        first, last = singles[0], singles[-1]
         errors: list[Tensor] = []
         for tokens in self._steps():
             output = tokens.joined[:, self.text_tokens : self.text_tokens + self.image_tokens]

@@ -133,7 +133,7 @@ def opened(engine: Engine, monkeypatch: pytest.MonkeyPatch, plan: ExecutionPlan,
     monkeypatch.setattr(module, "choose", lambda *_: backend)
     monkeypatch.setattr(Trial, "run", lambda *_: None)
     blocks = open_blocks(plan, engine.model.pipeline, torch.device("cpu"), torch.float32, 16, None)
-    assert blocks.notes == backend.notes
+    assert blocks.notes[: len(backend.notes)] == backend.notes
     return blocks
 
 
@@ -180,7 +180,7 @@ def test_kernels_that_are_asked_for_come_before_formulas(tiny_engine: Engine, mo
         (0.4, (1.0, 2.0), "compiled with native attention and kernels", "take 0.500 times as long as compiled"),
         (0.4, (0.99, 1.0), "compiled with native attention", "take 0.990 times as long as compiled"),
         (0.4, (2.0, 1.0), "compiled with native attention", "take 2.000 times as long as compiled"),
-        (1.5, (1.0, 2.0), "compiled with native attention", "are off by 1.5 times what is allowed"),
+        (1.5, (1.0, 2.0), "compiled with native attention", "are off by 1.5 times what is allowed, and not used"),
         (float("nan"), (1.0, 2.0), "compiled with native attention", "are off by nan times what is allowed"),
         (OSError("ptxas"), (1.0, 2.0), "compiled with native attention", "failed and are not used: ptxas"),
     ],
@@ -206,9 +206,11 @@ def test_kernels_are_taken_by_themselves_where_they_are_right_and_faster(
         blocks = opened(tiny_engine, monkeypatch, plan, Backend("native", native))
     assert blocks.way == way
     assert names(blocks)[-2:] == ["compiled with native attention", "uncompiled with native attention"]
-    (tried,) = blocks.tried
-    assert said in tried
-    assert tried in caplog.text
+    is_fault = "times as long" not in said
+    (told,) = blocks.notes if is_fault else blocks.tried
+    assert said in told
+    assert told in caplog.text
+    assert blocks.tried + blocks.notes == (told,)  # a fault is a note, which /health shows; slower kernels are none
 
 
 def test_memory_that_runs_out_while_kernels_are_tried_is_the_caller_s(
