@@ -5,7 +5,7 @@ import * as serverless from "@fal-ai/serverless-client";
 import { failure } from "./failure.cjs";
 
 const ENDPOINT = "fal-ai/flux-kontext-lora";
-const INPUT = { prompt: "make it black and white", seed: 7, num_inference_steps: 2 };
+const INPUT = { prompt: "make it black and white", seed: 7, num_inference_steps: 8 };
 
 async function subscribed(image_url) {
   const lines = [];

@@ -46,13 +46,13 @@ def check_stream(events: Sequence[dict[str, Any]], files: str) -> None:
         assert preview["images"][0]["url"].startswith("data:image/jpeg;base64,")
 
 
-def check_lines(lines: Sequence[str], steps: int = STEPS) -> None:
+def check_lines(lines: Sequence[str]) -> None:
     """A line a step, in tqdm's form."""
     assert lines
     for line in lines:
         found = _STEP.match(line)
         assert found, line
-        assert int(found[2]) == steps
+        assert int(found[2]) == STEPS
 
 
 def check_picture(picture: bytes) -> None:

@@ -52,7 +52,7 @@ def test_a_page_without_a_key_uploads_subscribes_and_streams(visits: dict[str, V
     assert told["same"]
     check_output(told["subscribed"]["data"], files)
     if told["subscribed"]["lines"]:  # an edit may be over between two polls
-        check_lines(told["subscribed"]["lines"], steps=2)
+        check_lines(told["subscribed"]["lines"])
     check_output(told["streamed"]["result"], files)
     assert told["streamed"]["events"] > 1
     check_output(told["deprecated"], files)
