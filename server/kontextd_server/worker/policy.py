@@ -63,6 +63,7 @@ class WorkerPolicy:
     drain_s: float = 20.0  # how long the running job may go on when the process is to end
     hand_back_s: float = 5.0  # then: how long the engine may take to come to the end of its step
     save_rest_s: float = 15.0  # then: how long results may take to be saved
+    again_s: float = 1.0  # a signal so soon after the last is the same one
     pulse_s: float = 1.0
     hung_exit_s: float = 10.0  # a hung process that nobody ends in this time ends itself
 

@@ -7,13 +7,15 @@
     pulse         says that the process lives, as long as no stage is overdue (pulse.py)
 
 SIGTERM: no job is claimed any more; the running one may end within `drain_s`, else it is handed back as if it had not
-been claimed; results are saved. A second signal hands back at once.
+been claimed; results are saved. A second signal hands back at once, but not one that comes within `again_s`: the kernel
+sends the parent-death signal (leash.py) once for each thread of a parent that is killed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -100,6 +102,7 @@ class WorkerProcess:
             patience_s=policy.report_wait_s,
         )
         self._saver: Saver | None = None
+        self._signalled_at = -math.inf
         self._failure: BaseException | None = None
 
     def run(self) -> int:
@@ -175,7 +178,7 @@ class WorkerProcess:
     # The main thread.
 
     def _wait_for_the_end(self, engine: threading.Thread) -> None:
-        while engine.is_alive() and self._failure is None and not any(self._signals.wait(_LOOK_S)):
+        while engine.is_alive() and self._failure is None and not self._signalled(_LOOK_S):
             pass
         if self._pulse.is_hung.is_set():
             self._end_at_once(EXIT_HUNG)
@@ -201,8 +204,15 @@ class WorkerProcess:
         """Until the engine's thread has ended, with all its results saved; a signal ends the wait."""
         until = time.monotonic() + most_s
         while engine.is_alive() and (left_s := until - time.monotonic()) > 0:
-            if any(self._signals.wait(min(_LOOK_S, left_s))):
+            if self._signalled(min(_LOOK_S, left_s)):
                 return
+
+    def _signalled(self, most_s: float) -> bool:
+        """Whether a signal arrives within this time that is not the last one again."""
+        if not any(self._signals.wait(most_s)):
+            return False
+        before, self._signalled_at = self._signalled_at, time.monotonic()
+        return self._signalled_at - before > self._parts.policy.again_s
 
     def _hand_back_the_running(self) -> None:
         """Where the engine does not come to the end of a step in time. A job that has hung keeps its lost run."""

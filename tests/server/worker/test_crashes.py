@@ -158,12 +158,22 @@ def test_at_sigterm_a_long_job_is_handed_back_without_losing_a_run(
 
 
 def test_a_second_signal_hands_the_job_back_at_once(mid_step: Callable[..., tuple], look_at: Look) -> None:
-    process, request_id = mid_step(steps=50, policy={"drain_s": 60.0})
+    process, request_id = mid_step(steps=50, policy={"drain_s": 60.0, "again_s": 0.1})
     process.terminate()
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGINT)
     assert code_of(process) == 0
     assert look_at(request_id).state is JobState.IN_QUEUE
+
+
+def test_signals_in_quick_succession_are_one(mid_step: Callable[..., tuple], look_at: Look) -> None:
+    """The death of a parent is told once for each of its threads."""
+    process, request_id = mid_step(steps=30, policy={"drain_s": 60.0, "again_s": 30.0})
+    for _ in range(8):
+        process.terminate()
+        time.sleep(0.05)
+    assert code_of(process) == 0
+    assert look_at(request_id).outcome is Outcome.OK
 
 
 def test_at_sigterm_a_job_in_a_long_step_is_handed_back_too(mid_step: Callable[..., tuple], look_at: Look) -> None:
