@@ -3,10 +3,11 @@
     python benchmarks/presets.py [FOLDER ...] [--photos N] [--quick] [--only PART ...] [--keep DIR] [--out FILE]
 
 fidelity: photos of scikit-image and scikit-learn, and those in the folders, none of which was trained on, by every
-instruction, 30 steps at 256×256 and 384×256. loras: four of the photos with two LoRAs merged. mechanisms, ready_made:
-four photos by six instructions. speed: 512×512. --quick does these six and four, fidelity and speed only, one round of
-times. Writes JSON into benchmarks/results/, prints tables and what misses its gate, and fails where something does.
-An interrupted run goes on from the folder that --keep names. What --only leaves out stays in the file as it was.
+instruction, 30 steps at 256×256 and 384×256. loras: the same with two LoRAs merged. mechanisms: the same by each
+alone. settings, ready_made: four photos by six instructions. speed: 512×512. --quick does these six and four, fidelity
+and speed only, one round of times. Writes JSON into benchmarks/results/, prints tables and what misses its gate, and
+fails where something does. An interrupted run goes on from the folder that --keep names. What --only leaves out stays
+in the file as it was.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from acceleration.cases import FEW_INSTRUCTIONS, FEW_PHOTOS, LORAS, STEPS, Case,
 from acceleration.features import experiments
 from acceleration.measuring import Bench, Compared
 from acceleration.ready_made import NOT_INSTALLED, cache_dit_version, ready_made
-from acceleration.ways import Own, Way, mechanisms, presets
+from acceleration.ways import Own, Way, mechanisms, presets, settings
 from embedded import photos
 from engine import machine
 from kontextd_models import EngineConfig, load_engine
@@ -114,12 +115,16 @@ def fidelity(engine: Engine, asked: Asked) -> Part:
 
 
 def with_two_loras(engine: Engine, asked: Asked) -> Part:
-    over = [replace(case, loras=LORAS) for case in asked.few(asked.instructions)]
+    over = [replace(case, loras=LORAS) for case in asked.cases()]
     return {"loras": LORAS, **by_instruction(Bench(engine, asked.keep), presets(engine), over)}
 
 
 def each_mechanism(engine: Engine, asked: Asked) -> Part:
-    of: list[Way] = [*presets(engine), *mechanisms(), *experiments()]
+    return by_way(Bench(engine, asked.keep), [*mechanisms()], asked.cases())
+
+
+def many_settings(engine: Engine, asked: Asked) -> Part:
+    of: list[Way] = [*presets(engine), *settings(), *experiments()]
     return by_way(Bench(engine, asked.keep), of, asked.few(FEW_INSTRUCTIONS))
 
 
@@ -143,6 +148,7 @@ PARTS: Mapping[str, Callable[[Engine, Asked], Part]] = {
     "fidelity": fidelity,
     "loras": with_two_loras,
     "mechanisms": each_mechanism,
+    "settings": many_settings,
     "ready_made": each_ready_made,
     "speed": times,
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 STEPS = 30
 LORAS = ("duotone", "pixelate")  # of the pairs that ship, the two that go together best (results/loras.json)
-# One of each kind, and the random ones: what the mechanisms are measured on.
+# One of each kind, and the random ones: what the mechanisms are measured on in many settings.
 FEW_INSTRUCTIONS = (
     "black and white", "turn upside down", "red circle",
     "confetti", "starry sky over the upper half", "mosaic of random tiles",
