@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 if TYPE_CHECKING:
     from kontextd_models import EditRequest
     from kontextd_models.engine import Engine
+
+# How long an example takes on a busy machine says nothing of what is tested.
+settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests are imported by path: only this folder knows tiny.py
 

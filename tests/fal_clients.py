@@ -50,7 +50,7 @@ def run_js(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
     inside: Sequence[str] = (),
-    timeout_s: float = 60,
+    timeout_s: float = 180,
 ) -> dict[str, Any]:
     """What a script of `clients/js` prints as its last line: one JSON object. `inside` goes before the command."""
     variables = {"NODE_PATH": str(js_modules()), **(environment or {})}
@@ -58,7 +58,7 @@ def run_js(
 
 
 def run_python(
-    code: str, environment: Mapping[str, str], *arguments: str, inside: Sequence[str] = (), timeout_s: float = 60
+    code: str, environment: Mapping[str, str], *arguments: str, inside: Sequence[str] = (), timeout_s: float = 180
 ) -> dict[str, Any]:
     """What a program prints as its last line. A process of its own: the client reads its hosts when it is imported."""
     return _told([*inside, sys.executable, "-c", code, *arguments], environment, timeout_s)

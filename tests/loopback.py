@@ -39,6 +39,8 @@ class Asked:
 class Exchange:
     """One request as a route sees it."""
 
+    for_ever_s = 600.0  # a pause that ends with its server
+
     def __init__(self, asked: Asked, handler: socketserver.StreamRequestHandler, stopped: threading.Event) -> None:
         self.asked = asked
         self.handler = handler
@@ -92,7 +94,7 @@ class Origin:
 
         class Handler(socketserver.StreamRequestHandler):
             def setup(self) -> None:
-                self.request.settimeout(10)
+                self.request.settimeout(60)
                 super().setup()
 
             def handle(self) -> None:
@@ -163,7 +165,7 @@ class Bench:
     config: FetchConfig
     rules: PurposeRules = field(
         default_factory=lambda: PurposeRules(
-            allow=LOOPBACK, max_bytes=2**20, total_s=8.0, idle_s=4.0, connect_s=2.0, attempts=1
+            allow=LOOPBACK, max_bytes=2**20, total_s=60.0, idle_s=30.0, connect_s=20.0, attempts=1
         )
     )
 

@@ -214,7 +214,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def results(*presets: str, deadline_s: float = 60.0) -> dict[str, dict[str, Any]]:
-        parts = [Part("all", Work.EDIT, 1.0, preset=preset) for preset in presets]
+        parts = [Part("all", Work.EDIT, 3.0, preset=preset) for preset in presets]
         return dict(measure(parts, Options("cuda", True, tmp_path), "faulty_worker", deadline_s))
 
     return results
@@ -241,8 +241,8 @@ def test_a_part_that_goes_wrong_is_told_of_and_the_next_one_runs(
 
 def test_after_the_deadline_nothing_is_begun(run: Any) -> None:
     began = time.monotonic()
-    results = run("hangs", "first", "last", deadline_s=5.5)
-    assert time.monotonic() - began < 30
+    results = run("hangs", "first", "last", deadline_s=7.5)
+    assert time.monotonic() - began < 60
     assert {name for name, result in results.items() if "not run: the deadline" in result.get("error", "")} == {
         "first bf16",
         "last bf16",

@@ -172,7 +172,10 @@ def test_an_image_that_is_not_flagged_passes_the_checker_unchanged(
     assert np.array_equal(pixels(checked)[0], pixels(run(tiny_engine, tiny_request))[0])
 
 
-def test_a_flagged_preview_is_never_seen(tiny_folder: Path, tiny_request: EditRequest) -> None:
+def test_a_flagged_preview_is_never_seen(
+    tiny_folder: Path, tiny_request: EditRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kontextd_models.safety.screen.TIME_LIMIT_S", 60.0)
     engine = flagging(tiny_folder)
     request = replace(tiny_request, num_inference_steps=50, preview_interval=1, enable_safety_checker=True)
     previews = []

@@ -248,7 +248,7 @@ def test_a_checker_that_hangs_fails_the_check_and_hung_calls_do_not_pile_up() ->
 
 def test_a_checker_that_comes_back_after_hanging_is_used_again() -> None:
     held = Held()
-    recovering = gate(held, time_limit_s=1)
+    recovering = gate(held, time_limit_s=2)
     with pytest.raises(SafetyCheckFailed, match="did not answer"):
         recovering.check([colour("white")])
     release(held)
@@ -534,8 +534,9 @@ def test_a_copied_folder_works_where_it_lies(vit: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def screens() -> Iterator[list[PreviewScreen]]:
+def screens(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[PreviewScreen]]:
     """Screens to be closed whatever the test does."""
+    monkeypatch.setattr(screen, "TIME_LIMIT_S", PATIENCE_S)
     opened: list[PreviewScreen] = []
     yield opened
     for one in opened:

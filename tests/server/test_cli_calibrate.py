@@ -66,10 +66,13 @@ def test_it_writes_the_rows_that_meet_the_gate_and_the_engine_loads_them(
     assert table.rows[NONE] == read_table(SHIPPED).rows[NONE]
     for name, gate in ((REGULAR, 37.0), (HIGH, 20.0)):
         chosen = results["chosen"][name] and results["chosen"][name]["name"]
-        fit = [point for point in points.values() if point["psnr"] >= gate and point["denoise_ratio"] < 1]
+        again = [point for point in points.values() if point["psnr"] >= gate and point["turns"]]
+        assert {point["turns"] for point in again} <= {TURNS}
+        assert bool(again) == any(point["psnr"] >= gate for point in points.values())
+        # Of so small a model those may be slower than all, by chance, which seemed to be faster at first.
+        fit = [point["denoise_ratio"] for point in again if point["denoise_ratio"] < 1]
         assert (chosen is None) == (not fit)
-        again = [point for point in fit if point["turns"] == TURNS]
-        assert not fit or points[chosen]["denoise_ratio"] == min(point["denoise_ratio"] for point in again)
+        assert not fit or points[chosen]["denoise_ratio"] == min(fit)
         assert table.rows[name].is_exact == (chosen is None)
     page = (out.parent / "presets-report.html").read_text()
     assert page.count("<circle") == len(points)

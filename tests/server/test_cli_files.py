@@ -44,12 +44,12 @@ def test_list_shows_the_newest_first_with_owner_size_age_and_end(
     store: FolderStore, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = kept(store, b"old", days_ago=10, owner=None)
-    new = kept(store, b"newer", owner="bert", lifetime_s=2.5 * DAY_S)
+    new = kept(store, b"newer", days_ago=1, owner="bert", lifetime_s=3.5 * DAY_S)
     kept(store, b"expired", days_ago=2, lifetime_s=DAY_S)
     assert files("list") == 0
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split() == ["owner", "bytes", "age", "expires", "file"]
-    assert first.split() == ["bert", "5", "0", "s", "2.5", "d", new]
+    assert first.split() == ["bert", "5", "1.0", "d", "2.5", "d", new]
     assert second.split() == ["-", "3", "10.0", "d", "never", old]
 
 

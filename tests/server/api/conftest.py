@@ -242,7 +242,7 @@ def working_box(box: Box) -> Box:
     return box
 
 
-def eventually(holds: Callable[[], object], within_s: float = 30.0) -> None:
+def eventually(holds: Callable[[], object], within_s: float = 120.0) -> None:
     """Wait until something holds."""
     until = time.monotonic() + within_s
     while not holds():

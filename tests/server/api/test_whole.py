@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from io import BytesIO
 
 import pytest
+from kontextd_models import Done, EditRequest, Step
 from kontextd_server.fetch import FetchConfig, Fetcher, Web
 from kontextd_server.mirror import Mirror
 from kontextd_server.wire.addresses import possible_file_key
@@ -24,8 +27,30 @@ URI = f"data:image/png;base64,{base64.b64encode(PICTURE).decode()}"
 RUN = f"/{ENDPOINT}"
 
 
+@dataclass(frozen=True)
+class Held:
+    """Gives back what it is given, when it may: in a tenth of a second a busy box shows no preview of it."""
+
+    go_on: threading.Event
+
+    def edit(self, request: EditRequest) -> Generator[Step | Done, None, None]:
+        for event in NullEngine(0.02).edit(request):
+            if isinstance(event, Done):
+                assert self.go_on.wait(120)
+            yield event
+
+
 @pytest.fixture
-def whole_box(box: Box) -> Iterator[Box]:
+def go_on() -> Iterator[threading.Event]:
+    """Cleared: no edit comes to its end."""
+    made = threading.Event()
+    made.set()
+    yield made
+    made.set()
+
+
+@pytest.fixture
+def whole_box(box: Box, go_on: threading.Event) -> Iterator[Box]:
     """A box with a worker of the real kind, whose engine gives back what it is given."""
     inputs = Fetcher(
         Web(FetchConfig(cache=box.folder / "cache", offline=True)),
@@ -34,7 +59,7 @@ def whole_box(box: Box) -> Iterator[Box]:
         Mirror(box.folder / "files"),
     )
     parts = WorkerParts(
-        "w1", box.store, box.files, inputs, box.folder / "scratch", lambda: load_null(NullEngine(0.02)),
+        "w1", box.store, box.files, inputs, box.folder / "scratch", lambda: load_null(Held(go_on)),
         WorkerPolicy(poll_s=0.1, pulse_s=0.1),
     )  # fmt: skip
     signals = SignalPipe()
@@ -69,13 +94,15 @@ def test_a_result_file_expires_as_its_caller_asked(whole_box: Box) -> None:
     assert file.expires_at == pytest.approx(file.created_at + 3600)
 
 
-def test_a_stream_shows_previews_of_its_steps(whole_box: Box) -> None:
+def test_a_stream_shows_previews_of_its_steps(whole_box: Box, go_on: threading.Event) -> None:
     body = {"image_url": URI, "prompt": "x", "num_inference_steps": 5}
-    told = [
-        json.loads(line.removeprefix("data: "))
-        for line in whole_box.client().post(f"{RUN}/stream", json=body).text.splitlines()
-        if line.startswith("data: ")
-    ]
+    go_on.clear()
+    told = []
+    with whole_box.client().stream("POST", f"{RUN}/stream", json=body) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                told.append(json.loads(line.removeprefix("data: ")))
+                go_on.set()
     assert len(told) >= 2
     assert all(event["images"][0]["url"].startswith("data:image/jpeg") for event in told[:-1])
     assert told[-1]["images"][0]["url"].startswith(whole_box.url)

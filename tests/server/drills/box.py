@@ -13,7 +13,7 @@ from kontextd_server.files import FolderLimits, FolderStore
 from kontextd_server.store import Job, Store, WorkerState, open_store, sqlite_url
 
 from .calls import Caller
-from .processes import SCRIPTED, Running, until
+from .processes import SCRIPTED, Running, free_port, until
 
 # Receivers of the tests are on the loopback, and nobody waits for minutes here.
 SETTINGS = {"fetch_allow_webhook": "127.0.0.0/8", "webhook_retry_delays_s": ",".join(["0.3"] * 600), "device": "cpu"}
@@ -57,7 +57,7 @@ class Box:
 
     def serve(self, *options: str, workers: int = 0, program: Sequence[str] = SCRIPTED, **settings: str) -> Running:
         """Returns once it is ready."""
-        port = self.url.rpartition(":")[2] or "0"
+        port = self.url.rpartition(":")[2] or str(free_port())
         command = ("serve", "--port", port, "--workers", str(workers), *options)
         run = self.command(*command, program=program, **settings)
         ready = until(lambda: _line(run, "kontextd is ready at "), "the server")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fal_clients import absent
+
+from .processes import free_port
 
 # What a restart of the server must not lose, a crash of the whole machine may: here only the first is drilled.
 _QUICK = {"fsync": "off", "full_page_writes": "off", "shared_buffers": "'16MB'", "max_connections": "60"}
@@ -70,11 +71,6 @@ def cluster() -> Iterator[Cluster]:
         made.control("stop", "-m", "immediate")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _plain_user(folder: Path) -> str | None:

@@ -14,8 +14,11 @@ from .receiver import Receiver
 
 @pytest.fixture(scope="session")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
-    """A box that serves without workers, for all drills that start their own. Leases are short."""
-    made = Box(tmp_path_factory.mktemp("drills") / "box", {"lease_s": "3"})
+    """A box that serves without workers, for all drills that start their own. Leases are short.
+
+    But not so short that a busy machine keeps a worker from renewing its own in time.
+    """
+    made = Box(tmp_path_factory.mktemp("drills") / "box", {"lease_s": "6"})
     made.serve()
     yield made
     made.close()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -43,6 +47,15 @@ def environment(settings: Mapping[str, str]) -> dict[str, str]:
     return {**own, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **given}
 
 
+def free_port() -> int:
+    """One that the system gives to nobody who does not ask for it: it stays free while its server is away."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.randrange(lowest // 2, lowest)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 class Running:
     """One command. What it says goes to files, where it can be read at any time."""
 
@@ -78,6 +91,15 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def freeze(self, database: Path) -> None:
+        """Stops it, but not while it holds SQLite's lock for writing, which would stop all others as well."""
+        while True:
+            self.send(signal.SIGSTOP)
+            until(lambda: _threads_of(self.pid) == {"T"}, "it to stop")
+            if _can_be_written(database):
+                return
+            self.send(signal.SIGCONT)
+
     def exit_code(self) -> int:
         """Once it has ended."""
         return self.process.wait(WAIT_S)
@@ -97,3 +119,18 @@ class Running:
     def kill(self) -> int:
         self.process.kill()
         return self.process.wait()
+
+
+def _threads_of(pid: int) -> set[str]:
+    """The states of its threads, in the letters of proc(5)."""
+    return {task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")}
+
+
+def _can_be_written(database: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(database, timeout=0.5, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        connection.execute("ROLLBACK")
+    return True

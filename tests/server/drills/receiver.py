@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from .processes import free_port
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -25,7 +27,7 @@ class Receiver:
 
     answer: Callable[[], int] = lambda: 200
     heard: list[Heard] = field(default_factory=list)
-    port: int = 0
+    port: int = field(default_factory=free_port)
     _server: ThreadingHTTPServer | None = None
 
     @property
@@ -45,7 +47,6 @@ class Receiver:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:

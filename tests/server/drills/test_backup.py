@@ -71,7 +71,7 @@ def test_a_copy_of_a_working_box_serves_its_old_results_and_runs_what_was_not_do
     new_box: NewBox, gate: Path, tmp_path: Path, lines: tuple[str, str]
 ) -> None:
     (back_up, restore), copy = lines, tmp_path / "copy"
-    box = new_box("old", lease_s="3")
+    box = new_box("old", lease_s="6")
     first = box.serve(workers=1)
     anna = box.caller()
     photo = anna.upload(b"a photo")
@@ -109,7 +109,7 @@ def in_place_of_another(new_box: NewBox, restore: str, copy: Path) -> Box:
     until(lambda: not any(map(is_alive, group_of(run_of_it))), "the end of what it started")
     assert (broken.data / "jobs.sqlite-wal").exists()  # we have it open
     run(restore, broken.data, copy)
-    restored = new_box("new", lease_s="3")
+    restored = new_box("new", lease_s="6")
     restored.serve(workers=1)
     assert restored.store.views.status(lost) is None
     return restored

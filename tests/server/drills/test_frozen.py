@@ -23,7 +23,7 @@ def test_workers_that_were_stopped_past_their_lease_cannot_finish(
     jobs = {anna.submit(f"{where} {gate}", seed=seed): seed for where, seed in WHERE.items()}
     held_by = {request_id: box.in_step(request_id).worker for request_id in jobs}
     for first in stopped.values():
-        first.send(signal.SIGSTOP)
+        first.freeze(box.data / "jobs.sqlite")
     others = {name: start_worker(name) for name in ("c", "d")}
     taken_by = {request_id: box.in_step(request_id, attempt=2).worker for request_id in jobs}
     assert set(taken_by.values()) == others.keys()

@@ -13,7 +13,7 @@ from kontextd_server.store import JobState, Outcome
 from .box import Box, NewBox
 from .processes import REAL, Running, is_alive, until
 
-DRAIN_S = 60.0  # the set time; a worker's own time to the end comes on top of it
+DRAIN_S = 100.0  # the set time; a worker's own time to the end comes on top of it
 
 
 def left_running(folder: Path) -> list[str]:

@@ -62,7 +62,7 @@ def test_where_all_are_killed_at_once_the_job_runs_again_after_its_lease(
     new_box: NewBox, gate: Path, temporary: Path
 ) -> None:
     """As systemd kills what is left of a service, the kernel a container, and a power cut all."""
-    box = new_box(lease_s="2")
+    box = new_box(lease_s="6")
     first = box.serve(workers=1)
     anna = box.caller()
     running = anna.submit(f"hold {gate}", seed=31)

@@ -28,10 +28,11 @@ PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>" + b" " * 3000
 def test_an_image_is_downloaded_with_what_its_server_says(bench: Bench, origin: Origin, png: bytes) -> None:
     origin.routes["/a b.png"] = origin.routes["/a%20b.png"] = lambda x: x.answer(png, Content_Type="image/png")
     into = bench.into()
-    seen: list[tuple[int, int | None]] = []
+    told: list[tuple[int, int | None]] = []
     fetched = bench.fetcher().fetch(
-        origin.url("/a b.png?x=1"), Purpose.IMAGE, into, lambda *numbers: seen.append(numbers)
+        origin.url("/a b.png?x=1"), Purpose.IMAGE, into, lambda *numbers: told.append(numbers)
     )
+    seen = [numbers for numbers in told if numbers != (0, None)]  # which is told while the server takes its time
     assert into.read_bytes() == png
     assert (fetched.path, fetched.size_bytes, fetched.content_type) == (into, len(png), "image/png")
     assert fetched.source is Source.NETWORK
@@ -123,13 +124,13 @@ def test_a_page_is_not_read_to_its_end(bench: Bench, origin: Origin) -> None:
 
     def serve(x: Exchange) -> None:
         x.send(OK + b"Content-Length: 1000000000\r\n\r\n" + PAGE)
-        x.pause(8)
+        x.pause(x.for_ever_s)
 
     origin.routes["/x"] = serve
     began = time.monotonic()
     with pytest.raises(NotWeights):
         bench.lora(origin.url("/x"))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < bench.rules.idle_s
 
 
 # Size.
@@ -138,13 +139,13 @@ def test_a_page_is_not_read_to_its_end(bench: Bench, origin: Origin) -> None:
 def test_a_file_that_says_it_is_too_large_is_not_begun(bench: Bench, origin: Origin, png: bytes) -> None:
     def serve(x: Exchange) -> None:
         x.send(OK + b"Content-Length: 2000000\r\n\r\n" + png)
-        x.pause(8)
+        x.pause(x.for_ever_s)
 
     origin.routes["/x"] = serve
     began = time.monotonic()
     with pytest.raises(InputTooLarge, match="has 2000000 bytes; at most 1048576"):
         bench.image(origin.url("/x"))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < bench.rules.idle_s
 
 
 @pytest.mark.parametrize("head", [b"Transfer-Encoding: chunked\r\n", b""])
@@ -183,7 +184,7 @@ def test_provisional_answers_without_end_run_into_the_deadline(bench: Bench, ori
     bench.set(total_s=0.6)
 
     def serve(x: Exchange) -> None:
-        for _ in range(200):
+        while not x.stopped.is_set():
             x.send(b"HTTP/1.1 103 Early Hints\r\n\r\n")
             x.pause(0.02)
 
@@ -236,18 +237,18 @@ def test_what_is_no_http_is_an_error_of_the_download(bench: Bench, origin: Origi
 
 def test_a_server_that_says_nothing_is_given_up(bench: Bench, origin: Origin) -> None:
     bench.set(idle_s=0.3)
-    origin.routes["/x"] = lambda x: x.pause(8)
+    origin.routes["/x"] = lambda x: x.pause(x.for_ever_s)
     with pytest.raises(DownloadTimedOut, match=r"did not answer for 0\.3 s"):
         bench.image(origin.url("/x"))
 
 
 def test_a_server_that_drips_is_given_up(bench: Bench, origin: Origin, png: bytes) -> None:
     """Each byte comes in time, and the whole would take minutes."""
-    bench.set(total_s=0.7, idle_s=0.5)
+    bench.set(total_s=0.7)
 
     def serve(x: Exchange) -> None:
         x.send(OK + b"Content-Length: %d\r\n\r\n" % len(png))
-        for at in range(200):
+        for at in range(len(png)):
             x.send(png[at : at + 1])
             x.pause(0.02)
 
@@ -255,11 +256,11 @@ def test_a_server_that_drips_is_given_up(bench: Bench, origin: Origin, png: byte
     began = time.monotonic()
     with pytest.raises(DownloadTimedOut, match=r"longer than the 0\.7 s allowed"):
         bench.image(origin.url("/x"))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < bench.rules.idle_s
 
 
 def test_redirects_and_repetitions_share_one_deadline(bench: Bench, origin: Origin) -> None:
-    bench.set(total_s=0.8, attempts=50, max_redirects=50)
+    bench.set(total_s=0.8, attempts=500, max_redirects=500)
 
     def serve(x: Exchange) -> None:
         x.pause(0.1)
@@ -269,7 +270,7 @@ def test_redirects_and_repetitions_share_one_deadline(bench: Bench, origin: Orig
     began = time.monotonic()
     with pytest.raises(DownloadTimedOut):
         bench.image(origin.url("/x"))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < bench.rules.idle_s
 
 
 def test_nobody_listens(bench: Bench, origin: Origin) -> None:
@@ -389,21 +390,23 @@ def together(work: Callable[[], object], count: int) -> list[object]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     return results
 
 
 def test_all_who_ask_for_one_url_at_once_share_one_download(bench: Bench, origin: Origin, png: bytes) -> None:
-    started = threading.Barrier(7)
+    waiting: set[int] = set()
 
     def serve(x: Exchange) -> None:
-        x.pause(0.4)
+        while len(waiting) < 7 and not x.stopped.is_set():
+            x.pause(0.01)
         x.answer(png)
 
+    def note(*_: object) -> None:
+        waiting.add(threading.get_ident())
+
     def ask() -> bytes:
-        fetcher, into = bench.fetcher(), bench.into()
-        started.wait(10)
-        return fetcher.fetch(origin.url("/x"), Purpose.IMAGE, into).path.read_bytes()
+        return bench.fetcher().fetch(origin.url("/x"), Purpose.IMAGE, bench.into(), note).path.read_bytes()
 
     origin.routes["/x"] = serve
     assert together(ask, 7) == [png] * 7
@@ -413,11 +416,11 @@ def test_all_who_ask_for_one_url_at_once_share_one_download(bench: Bench, origin
 
 
 def test_whoever_waits_for_a_download_can_give_up(bench: Bench, origin: Origin, png: bytes) -> None:
-    begun = threading.Event()
+    begun, given_up = threading.Event(), threading.Event()
 
     def serve(x: Exchange) -> None:
         begun.set()
-        x.pause(1.0)
+        given_up.wait(60)
         x.answer(png)
 
     class Cancelled(Exception):
@@ -429,10 +432,11 @@ def test_whoever_waits_for_a_download_can_give_up(bench: Bench, origin: Origin, 
     origin.routes["/x"] = serve
     first = threading.Thread(target=lambda: bench.image(origin.url("/x")))
     first.start()
-    assert begun.wait(5)
+    assert begun.wait(60)
     with pytest.raises(Cancelled):
         bench.fetcher().fetch(origin.url("/x"), Purpose.IMAGE, bench.into(), cancel)
-    first.join(10)
+    given_up.set()
+    first.join(60)
     assert len(origin.asked) == 1
 
 
@@ -451,19 +455,17 @@ def test_a_cancelled_download_stops_and_leaves_the_url_free(bench: Bench, origin
 
 
 def test_a_download_can_be_cancelled_while_its_server_says_nothing(bench: Bench, origin: Origin) -> None:
-    bench.set(idle_s=8.0)
-
     class Cancelled(Exception):
         pass
 
     def cancel(received: int, total: int | None) -> None:
         raise Cancelled
 
-    origin.routes["/x"] = lambda x: x.pause(8)
+    origin.routes["/x"] = lambda x: x.pause(x.for_ever_s)
     began = time.monotonic()
     with pytest.raises(Cancelled):
         bench.fetcher().fetch(origin.url("/x"), Purpose.IMAGE, bench.into(), cancel)
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < bench.rules.idle_s
 
 
 def test_purposes_do_not_share(bench: Bench, origin: Origin, png: bytes) -> None:

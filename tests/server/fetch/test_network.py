@@ -77,11 +77,11 @@ def test_a_resolver_that_hangs_is_given_up(bench: Bench) -> None:
     bench.set(connect_s=0.2)
     released = threading.Event()
     fetcher = bench.fetcher()
-    fetcher.web.resolver = lambda host, port: released.wait(20) and []
+    fetcher.web.resolver = lambda host, port: released.wait(60) and []
     began = time.monotonic()
     with pytest.raises(DownloadTimedOut, match="not resolved within"):
         fetcher.fetch("http://slow.test/x", Purpose.IMAGE, bench.into())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     released.set()
 
 
@@ -120,6 +120,7 @@ def test_a_private_ca_is_trusted_only_where_it_is_named(bench: Bench, secure_ori
 
 
 def test_a_server_without_tls_is_no_https_server(bench: Bench, origin: Origin) -> None:
+    bench.set(connect_s=0.5)  # neither side says anything that the other one could refuse
     with pytest.raises(DownloadFailed):
         bench.image(origin.url("/x").replace("http:", "https:"))
 

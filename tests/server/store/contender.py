@@ -2,7 +2,7 @@
 
     python contender.py URL NAME RUN_S
 
-It begins at a line on stdin, works RUN_S seconds on each job, and ends when it has found no work for a while.
+It begins at a line on stdin, works RUN_S seconds on each job, and ends when all jobs have come to their end.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import sys
 import time
 
-from kontextd_server.store import Success, open_store
+from kontextd_server.store import JobState, Success, open_store
 
 
 def main(url: str, name: str, run_s: float) -> None:
     store = open_store(url)
     print("ready", flush=True)
     sys.stdin.readline()
-    idle_since = time.monotonic()
-    while time.monotonic() - idle_since < 0.3:
+    while any(job.state is not JobState.COMPLETED for job in store.views.jobs()):
         claimed = store.leases.claim(name)
         if claimed is None:
             time.sleep(0.01)
@@ -26,7 +25,6 @@ def main(url: str, name: str, run_s: float) -> None:
         print("claimed", claimed.request_id, flush=True)
         time.sleep(run_s)
         print(store.leases.finish(claimed.lease, Success(name.encode())).value, claimed.request_id, flush=True)
-        idle_since = time.monotonic()
 
 
 if __name__ == "__main__":

@@ -92,16 +92,34 @@ def application(events: Events | None = None, keep_alive_s: float = 10.0) -> ASG
     return front_door(app, DoorSettings())
 
 
-def raw_post(port: int) -> tuple[bytes, bool]:
-    """What the server sends until the body ends, and whether it ended by closing the connection."""
+def raw_post(port: int, heard: Callable[[bytes], object] = len) -> tuple[bytes, bool]:
+    """What the server sends until the body ends, and whether it ended by closing the connection.
+
+    `heard` is told all that has come so far, each time that more comes.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(f"POST {STREAM_PATH} HTTP/1.1\r\nHost: box\r\nContent-Length: 0\r\n\r\n".encode())
         received = b""
         while chunk := connection.recv(65536):
             received += chunk
+            heard(received)
             if received.endswith(b"\r\n0\r\n\r\n"):
                 return received, False
     return received, True
+
+
+class Comments:
+    """Lets a stream wait until its client has so many comments."""
+
+    def __init__(self, wanted: int) -> None:
+        self._wanted, self._there = wanted, threading.Event()
+
+    def count(self, received: bytes) -> None:
+        if received.count(b": keep-alive\n\n") >= self._wanted:
+            self._there.set()
+
+    async def came(self) -> None:
+        assert await asyncio.to_thread(self._there.wait, 15)  # the client gives up after twenty
 
 
 def test_an_event_is_one_line_of_ascii_json() -> None:
@@ -135,23 +153,27 @@ def test_a_bug_in_the_middle_is_told_without_its_message(serve: Serve, caplog: p
 
 
 def test_while_nothing_happens_comments_keep_the_connection_alive(serve: Serve) -> None:
+    comments = Comments(2)
+
     async def slow() -> AsyncIterator[dict[str, object]]:
-        await asyncio.sleep(0.4)
+        await comments.came()
         yield OUTPUT
 
-    received, closed = raw_post(serve(application(slow, keep_alive_s=0.1)))
+    received, closed = raw_post(serve(application(slow, keep_alive_s=0.1)), comments.count)
     assert not closed
     assert received.count(b": keep-alive\n\n") >= 2
     assert received.index(b": keep-alive") < received.index(b"data: ")
 
 
 def test_an_error_after_the_first_comment_is_an_event_as_well(serve: Serve) -> None:
+    comments = Comments(1)
+
     async def late() -> AsyncIterator[dict[str, object]]:
-        await asyncio.sleep(0.3)
+        await comments.came()
         raise AuthError("the key was revoked.")
         yield {}
 
-    received, closed = raw_post(serve(application(late, keep_alive_s=0.1)))
+    received, closed = raw_post(serve(application(late, keep_alive_s=0.1)), comments.count)
     assert closed
     assert received.startswith(b"HTTP/1.1 200 ")
     assert b'"error_type":"auth_error"' in received
