@@ -24,7 +24,7 @@ from pathlib import Path
 from kontextd_models.errors import KontextdError
 
 from kontextd_server.files.atomic import as_json, make_folder, read_json, replace_whole
-from kontextd_server.files.blobs import CHUNK_BYTES, BlobFolder, link_or_copy
+from kontextd_server.files.blobs import CHUNK_BYTES, BlobFolder, CopyProgress, link_or_copy
 from kontextd_server.files.errors import FileStoreError, StoreUnavailable, storage_errors
 from kontextd_server.files.locks import LockTimeout, exclusive
 
@@ -77,15 +77,15 @@ class Mirror:
         with storage_errors(self.root):
             return _entry(self._entry_path(url))
 
-    def copy_to(self, url: str, path: Path) -> Mirrored | None:
-        """Make `path` a file of what the URL stands for; None where it is not here."""
+    def copy_to(self, url: str, path: Path, progress: CopyProgress | None = None) -> Mirrored | None:
+        """Make `path` a file of what the URL stands for; None where it is not here. See `link_or_copy`."""
         with storage_errors(self.root):
             for _ in range(2):  # it may be replaced between the two steps
                 entry = _entry(self._entry_path(url))
                 if entry is None:
                     return None
                 try:
-                    link_or_copy(self._content(entry), path)
+                    link_or_copy(self._content(entry), path, progress)
                 except FileNotFoundError:
                     continue
                 return entry

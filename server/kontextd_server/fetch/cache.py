@@ -71,10 +71,10 @@ class DownloadCache:
                     # A download that came to its end after we asked serves us too, however fresh it has to be.
                     entry, is_hit = self._current(shelf, name, wanted, newer_than=asked_at - rules.fresh_s)
                     try:
-                        link_or_copy(shelf.content(name), into)
+                        link_or_copy(shelf.content(name), into, progress)
                     except FileNotFoundError:  # tidied away by another process at this very moment
                         entry, is_hit = self._current(shelf, name, wanted, newer_than=math.inf)
-                        link_or_copy(shelf.content(name), into)
+                        link_or_copy(shelf.content(name), into, progress)
                     os.utime(shelf.content(name))
             except LockTimeout as error:
                 raise DownloadTimedOut(f"{target}: somebody else's download of it did not end in time.") from error

@@ -80,20 +80,20 @@ class Fetcher:
         """
         if scheme_of(reference) == "data":
             return self._from_data_uri(reference, purpose, into)
-        key = self.own_key(reference)
+        key, progress = self.own_key(reference), progress or _ignore
         if key is not None:
-            return self._from_store(key, reference, purpose, into)
+            return self._from_store(key, reference, purpose, into, progress)
         reference = reference.strip()
         if purpose is Purpose.LORA:
             file = self.roots.find(reference)
             if file is not None:
                 return self._from_root(file, reference, purpose)
             self.roots.check_known(reference)
-        found = self._from_mirror(reference, purpose, into)
+        found = self._from_mirror(reference, purpose, into, progress)
         if found is not None:
             return found
         self._check_may_fetch(reference, purpose)
-        return self._from_network(reference, purpose, into, progress or _ignore)
+        return self._from_network(reference, purpose, into, progress)
 
     def _from_data_uri(self, uri: str, purpose: Purpose, into: Path) -> Fetched:
         data, stated = data_uri.decode(uri, self._max_bytes(purpose))
@@ -102,18 +102,18 @@ class Fetcher:
             into.write_bytes(data)
         return Fetched(into, hashlib.sha256(data).hexdigest(), len(data), stated, Source.DATA_URI)
 
-    def _from_store(self, key: str, reference: str, purpose: Purpose, into: Path) -> Fetched:
+    def _from_store(self, key: str, reference: str, purpose: Purpose, into: Path, progress: Progress) -> Fetched:
         try:
             file = self.files.info(key)
             self._check_size(file.size_bytes, reference, purpose)
-            self.files.copy_to(key, into)
+            self.files.copy_to(key, into, progress)
         except FileNotHere as error:
             raise OwnFileGone(f"the file {reference[:500]} is not here any more. Upload it again.") from error
         _check_file(into, purpose, reference)
         return Fetched(into, file.sha256, file.size_bytes, file.content_type, Source.OWN_FILE)
 
-    def _from_mirror(self, reference: str, purpose: Purpose, into: Path) -> Fetched | None:
-        entry = self.mirror.copy_to(reference, into)
+    def _from_mirror(self, reference: str, purpose: Purpose, into: Path, progress: Progress) -> Fetched | None:
+        entry = self.mirror.copy_to(reference, into, progress)
         if entry is None:
             return None
         self._check_size(entry.size_bytes, reference, purpose)

@@ -25,6 +25,7 @@ Admit = Callable[[str, Address], None]  # raises where the host may not be reach
 _TRIED = 3  # addresses of one name
 _SLICE_S = 0.5  # of waiting for bytes, after which somebody may want to end it
 _LEAST_S = 0.01  # a socket timeout of 0 would mean "do not wait at all"
+_PIECE_BYTES = 2**13  # about what a socket takes when it takes anything: each piece waits once
 
 
 class Deadline:
@@ -116,7 +117,7 @@ class CheckedNetwork(httpcore2.NetworkBackend):
 
 
 class TimedStream(httpcore2.NetworkStream):
-    """A connection none of whose operations outlasts the deadline, however slowly the bytes drip."""
+    """A connection none of whose operations outlasts the deadline, however slowly the bytes drip, either way."""
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: Deadline) -> None:
         self.stream = stream
@@ -134,7 +135,8 @@ class TimedStream(httpcore2.NetworkStream):
             self.deadline.on_wait()
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self.stream.write(buffer, self.deadline.bounded_s(timeout))
+        for begin in range(0, len(buffer), _PIECE_BYTES):
+            self.stream.write(buffer[begin : begin + _PIECE_BYTES], self.deadline.bounded_s(timeout))
 
     def close(self) -> None:
         self.stream.close()

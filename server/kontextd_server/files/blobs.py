@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,6 +21,7 @@ from kontextd_server.files.errors import FileTooLarge, QuotaExceeded, storage_er
 from kontextd_server.files.ledger import Ledger
 
 CHUNK_BYTES = 2**20
+CopyProgress = Callable[[int, int | None], None]
 _ROUNDS = 3  # of placing a content that others place and drop at the same moment
 
 
@@ -193,11 +194,28 @@ def over_quota(room_bytes: int | None) -> QuotaExceeded:
     )
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file another name, or where that cannot be (another disk, no hard links) a copy."""
+def link_or_copy(source: Path, target: Path, progress: CopyProgress | None = None) -> None:
+    """Give a file another name, or where that cannot be (another disk, no hard links) a copy.
+
+    A copy calls `progress` after each mebibyte, with the bytes so far and of the whole; what it raises ends it.
+    """
     try:
         os.link(source, target)
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError:
-        shutil.copyfile(source, target)
+        _copy(source, target, progress or _ignore)
+
+
+def _copy(source: Path, target: Path, progress: CopyProgress) -> None:
+    copied_bytes = 0
+    with source.open("rb") as reading, target.open("wb") as writing:
+        size_bytes = os.fstat(reading.fileno()).st_size
+        while chunk := reading.read(CHUNK_BYTES):
+            writing.write(chunk)
+            copied_bytes += len(chunk)
+            progress(copied_bytes, size_bytes)
+
+
+def _ignore(_: int, __: int | None) -> None:
+    """Nobody wants to know."""

@@ -23,7 +23,7 @@ from typing import Self
 
 from kontextd_server.files import names, sweeping
 from kontextd_server.files.atomic import make_folder
-from kontextd_server.files.blobs import CHUNK_BYTES, BlobFolder, BlobWriter, link_or_copy
+from kontextd_server.files.blobs import CHUNK_BYTES, BlobFolder, BlobWriter, CopyProgress, link_or_copy
 from kontextd_server.files.errors import FileNotHere, InvalidRange, KeyTaken, StoreUnavailable, storage_errors
 from kontextd_server.files.multipart import FolderPartWriter, PartLimits, Uploads
 from kontextd_server.files.records import Records
@@ -84,10 +84,10 @@ class FolderStore:
         with storage_errors(self.root), self._content(found) as path:
             return FolderOpenFile(found, path)
 
-    def copy_to(self, key: str, path: Path) -> StoredFile:
+    def copy_to(self, key: str, path: Path, progress: CopyProgress | None = None) -> StoredFile:
         found = self.info(key)
         with storage_errors(path.parent), self._content(found) as content:
-            link_or_copy(content, path)
+            link_or_copy(content, path, progress)
         return found
 
     def delete(self, key: str) -> bool:

@@ -7,7 +7,7 @@ synchronous code: async callers use threads, one call after the other for one fi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,8 +123,11 @@ class FileStore(Protocol):
     def open(self, key: str) -> OpenFile:
         """Raises `FileNotHere`."""
 
-    def copy_to(self, key: str, path: Path) -> StoredFile:
-        """Make `path` a file of this content, without copying where the store can; nobody may write into it."""
+    def copy_to(self, key: str, path: Path, progress: Callable[[int, int | None], None] | None = None) -> StoredFile:
+        """Make `path` a file of this content, without copying where the store can; nobody may write into it.
+
+        `progress` is called often while it copies; what it raises ends it.
+        """
 
     def delete(self, key: str) -> bool:
         """Remove a file; False where there was none."""

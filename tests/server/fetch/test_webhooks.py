@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import replace
 
@@ -111,19 +112,35 @@ def test_a_receiver_may_take_fals_fifteen_seconds() -> None:
 def test_an_answer_without_end_does_not_hold_a_delivery(bench: Bench, origin: Origin) -> None:
     def serve(exchange: Exchange) -> None:
         exchange.send(b"HTTP/1.1 200 OK\r\n\r\n")
-        exchange.pause(8)
+        exchange.pause(exchange.for_ever_s)
 
     origin.routes["/hook"] = serve
     began = time.monotonic()
     assert post(bench.fetcher().web, origin.url("/hook"), b"", {}) == 200
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < bench.rules.idle_s
 
 
 def test_a_receiver_that_says_nothing_is_given_up(bench: Bench, origin: Origin) -> None:
     bench.set(total_s=0.4)
-    origin.routes["/hook"] = lambda x: x.pause(8)
+    origin.routes["/hook"] = lambda x: x.pause(x.for_ever_s)
     with pytest.raises(DownloadTimedOut):
         post(bench.fetcher().web, origin.url("/hook"), b"", {})
+
+
+def test_a_receiver_that_reads_slowly_but_steadily_is_given_up_in_time(bench: Bench, origin: Origin) -> None:
+    size_bytes, read_bytes = 40_000_000, [0]
+
+    def read_slowly(exchange: Exchange) -> None:
+        while came := exchange.handler.rfile.read1(2**16):
+            read_bytes[0] += len(came)
+            exchange.pause(0.02)
+
+    origin.server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
+    origin.routes["/hook"] = read_slowly
+    bench.set(total_s=1.0)
+    with pytest.raises(DownloadTimedOut, match="longer than the 1 s allowed"):
+        post(bench.fetcher().web, origin.url("/hook"), bytes(size_bytes), {})
+    assert read_bytes[0] < size_bytes / 2
 
 
 def test_through_a_proxy_only_listed_hosts_are_webhooks(bench: Bench, origin: Origin) -> None:
