@@ -81,6 +81,7 @@ _OPTION_OF_FIELD = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    _open_standard_streams()
     debug = False
     try:
         arguments = _parsed(argv)
@@ -106,6 +107,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the outermost edge: reported, never swallowed
         told = f"{type(error).__name__}: {error}"
         return _fail(f"{told}. This is a bug or a broken installation; KONTEXTD_DEBUG=1 shows where.", FAILED, debug)
+
+
+def _open_standard_streams() -> None:
+    """To /dev/null, each that whoever started us closed: else the next file that is opened gets its number."""
+    for descriptor, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so this one
+            os.set_inheritable(descriptor, True)
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(null, mode, encoding="utf-8", errors="backslashreplace"))
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -23,6 +25,7 @@ from kontextd_server.cli_options import add_settings, as_environment, given
 from kontextd_server.settings import SettingError, Settings
 
 if TYPE_CHECKING:
+    from kontextd_server.files import FileStore
     from kontextd_server.store import Store
     from kontextd_server.worker import ChildSpec
 
@@ -56,14 +59,15 @@ def add_api_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_serve(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Until SIGTERM or SIGINT."""
+    """Until SIGTERM, SIGINT or SIGHUP."""
     from kontextd_models.folder import check_folder
 
     from kontextd_server import parts, welcome
     from kontextd_server.fetch.webhooks import post
     from kontextd_server.listening import check_certificate, check_lending, listening_socket
-    from kontextd_server.worker import Deliverer, Housekeeping, supervise
+    from kontextd_server.worker import Deliverer, Housekeeping, OldFiles, OldJobs, supervise
 
+    _check_temporary_folder()
     check_certificate(settings.tls_cert, settings.tls_key)
     check_lending(settings)
     if settings.model is not None and settings.workers != 0:
@@ -78,7 +82,7 @@ def run_serve(arguments: argparse.Namespace, settings: Settings) -> int:
         address = welcome.address(settings, listener)
         devices = _devices(settings)
         key = welcome.first_key(store, arguments.first_key) if arguments.first_key else None
-        housekeeping = Housekeeping(store, files)
+        housekeeping = Housekeeping(store)
         deliverer = Deliverer(
             store,
             partial(post, web),
@@ -90,17 +94,17 @@ def run_serve(arguments: argparse.Namespace, settings: Settings) -> int:
             log.info("%s", line)
         return supervise(
             [_api_child(listener, settings), *_worker_children(devices, settings.worker_silence_s)],
-            [housekeeping, deliverer],
+            [housekeeping, OldJobs(store), OldFiles(files), deliverer],
             lambda run_id: housekeeping.report_lost(_worker_id(run_id)),
             {**os.environ, **as_environment(given(arguments))},
             settings.supervisor_policy(settings.drain_s),
-            on_ready=lambda: welcome.when_ready(address, key, files, settings),
+            on_ready=lambda: _say_ready(address, key, files, settings),
             on_stopping=listener.close,  # the API has its own: whoever comes now is refused, and does not wait for ever
         )
 
 
 def run_worker(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Until SIGTERM or SIGINT."""
+    """Until SIGTERM, SIGINT or SIGHUP."""
     from kontextd_server import parts
     from kontextd_server.worker import Notifier, WorkerParts, load_kontext
     from kontextd_server.worker import run_worker as run
@@ -120,15 +124,40 @@ def run_worker(arguments: argparse.Namespace, settings: Settings) -> int:
 
 
 def run_api(arguments: argparse.Namespace, settings: Settings) -> int:
-    """The API process alone, until SIGTERM or SIGINT. Never imports torch."""
+    """The API process alone, until SIGTERM, SIGINT or SIGHUP. Never imports torch."""
     from kontextd_server.listening import check_certificate, listening_socket, serve_api
+    from kontextd_server.worker.signals import ask_to_end
 
+    if signal.SIGHUP in ask_to_end():  # uvicorn knows the other two alone
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     check_certificate(settings.tls_cert, settings.tls_key)
     if arguments.descriptor is None:
         listener = listening_socket(settings.host, settings.port)
     else:
         listener = socket.socket(fileno=arguments.descriptor)
     return serve_api(settings, listener)
+
+
+def _check_temporary_folder() -> None:
+    """Raises `SettingError` where the sockets of children could not be made, at any time."""
+    from kontextd_server.worker.socket_folder import MOST_BYTES_OF_ROOT
+
+    root = tempfile.gettempdir()
+    size = len(os.fsencode(root))
+    if size > MOST_BYTES_OF_ROOT:
+        told = f"the path of the folder for temporary files, {root}, is too long for sockets in it"
+        raise SettingError(f"{told}: {size} bytes, at most {MOST_BYTES_OF_ROOT}. Set TMPDIR to a shorter one.")
+
+
+def _say_ready(address: str, key: str | None, files: FileStore, settings: Settings) -> None:
+    """Where stdout cannot be written (a full disk, a reader that went away) the log says it, and the server goes on."""
+    from kontextd_server import welcome
+
+    try:
+        welcome.when_ready(address, key, files, settings)
+    except (OSError, ValueError) as error:  # ValueError: what its encoding cannot tell
+        log.warning("kontextd is ready at %s, but stdout cannot be written: %s", address, error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or what waits to be written fails at the end
 
 
 def _api_child(listener: socket.socket, settings: Settings) -> ChildSpec:

@@ -341,6 +341,16 @@ def test_a_reader_that_goes_away_is_no_error_of_ours(arguments: list[str], unbuf
     assert (ran.returncode, ran.stderr) == (0 if unbuffered and "--help" in arguments else 1, "")
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_where_standard_streams_are_closed(closed: str, tmp_path: Path) -> None:
+    picture, out = tmp_path / "photo.png", tmp_path / "out.png"
+    Image.new("RGB", (64, 64)).save(picture)
+    command = [sys.executable, "-m", "kontextd_server.cli", "edit", str(picture), "x", "-o", str(out), *STEPS]
+    ran = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *command], capture_output=True, text=True)
+    assert (ran.returncode, size_of(out)) == (0, (64, 64)), ran.stderr
+    assert ("step 2/2" in ran.stderr) == ("2>" not in closed)
+
+
 def test_doctor_records_sums_and_then_compares_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import shlex
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from ipaddress import ip_address
@@ -25,7 +26,7 @@ from kontextd_server.files import FolderStore
 from kontextd_server.listening import check_certificate, check_lending, listening_socket
 from kontextd_server.settings import SettingError, Settings
 from kontextd_server.store import Store, migrate, open_store, sqlite_url
-from kontextd_server.worker import EXIT_MISTAKE
+from kontextd_server.worker import EXIT_MISTAKE, Companion, Deliverer, Housekeeping, OldFiles, OldJobs
 
 OLD_KEY = "id:an-old-secret-of-fal"
 
@@ -98,6 +99,24 @@ def test_a_key_to_lend_and_its_origins_need_each_other(one: dict[str, Any]) -> N
     check_lending(Settings(proxy_key="id:secret", proxy_origins=("https://app.lan",)))
     with pytest.raises(SettingError, match="set both, or neither"):
         check_lending(Settings(**one))
+
+
+# What runs beside.
+
+
+def test_each_thing_that_may_take_long_has_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    beside: list[Companion] = []
+
+    def note(_specs: object, companions: Sequence[Companion], *_: object, **__: object) -> int:
+        beside.extend(companions)
+        return 0
+
+    monkeypatch.setattr("kontextd_server.worker.supervise", note)
+    parser = argparse.ArgumentParser()
+    cli_serve.add_serve_options(parser)
+    settings = Settings(data=tmp_path, host="127.0.0.1", port=0, device="cpu", workers=0)
+    assert cli_serve.run_serve(parser.parse_args([]), settings) == 0
+    assert {type(one) for one in beside} == {Housekeeping, OldJobs, OldFiles, Deliverer}
 
 
 # Children.

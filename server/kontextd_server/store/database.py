@@ -62,12 +62,19 @@ class Database:
         # Writers of one process take turns here: waiting inside SQLite means sleeping up to 100 ms at a time.
         self._turn: AbstractContextManager[object] = threading.Lock() if self.is_sqlite else nullcontext()
         self.clock = time.time if self.is_sqlite else ServerClock(self)
+        # How much later than one process another may notice that the clock was set.
+        self.clock_lag_s = 0.0 if self.is_sqlite else _CLOCK_REFRESH_S
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One transaction: all of it or nothing. On SQLite no other writes meanwhile."""
         with self._turn, _translated_errors(), self.engine.begin() as connection:
-            yield connection
+            try:
+                yield connection
+            except (sa.exc.DatabaseError, psycopg.DatabaseError) as error:
+                if _sqlstate(error) == _READS_ONLY:  # a new connection may find the server that takes changes now
+                    connection.invalidate(error)
+                raise
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -237,6 +244,9 @@ _TROUBLE = (
     *(sqlite3.OperationalError, psycopg.OperationalError, psycopg.InterfaceError),
 )
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+# SQLSTATEs that psycopg does not count as trouble of the server, which it has with the classes 08, 53, 57 and 58.
+_READS_ONLY = "25006"  # a standby that is not promoted yet, or a server whose operator lets nobody write
+_BROKEN_OFF = ("25P03", "25P04")  # a transaction that was idle, or open, for too long
 
 
 @contextmanager
@@ -246,11 +256,20 @@ def _translated_errors() -> Iterator[None]:
     except _TROUBLE as error:
         cause = getattr(error, "orig", None) or error
         raise StoreUnavailable(f"the job store does not answer: {cause}") from error
-    except (sa.exc.DatabaseError, sqlite3.DatabaseError) as error:
+    except (sa.exc.DatabaseError, sqlite3.DatabaseError, psycopg.DatabaseError) as error:
         cause = getattr(error, "orig", None) or error
+        if _sqlstate(error) == _READS_ONLY:
+            raise StoreUnavailable(f"the job store takes no changes now: {cause}") from error
+        if _sqlstate(error) in _BROKEN_OFF:
+            raise StoreUnavailable(f"the job store does not answer: {cause}") from error
         if getattr(cause, "sqlite_errorcode", None) not in _DAMAGE:
             raise
         raise StoreUnavailable(
             f"the file of the job store is damaged ({cause}). Stop kontextd and put a backup in its place: "
             "docs/operations.md, Backups."
         ) from error
+
+
+def _sqlstate(error: Exception) -> str | None:
+    """PostgreSQL's code of what happened, whether SQLAlchemy has wrapped it or not; None of all else."""
+    return getattr(getattr(error, "orig", None) or error, "sqlstate", None)

@@ -111,13 +111,14 @@ class Leases:
             self._database.hint(connection, topics.QUEUE, topics.job(row.request_id))
         return True
 
-    def sweep(self, *, lost_worker: str | None = None) -> Swept:
+    def sweep(self, *, lost_worker: str | None = None, expired_by: float | None = None) -> Swept:
         """Take jobs from workers that let their lease expire, and fail those that waited too long to start.
 
-        `lost_worker` is known to be dead: its jobs are taken at once.
+        `lost_worker` is known to be dead: its jobs are taken at once. A lease expired if it ended at `expired_by`, or
+        before; None is now.
         """
         now = self._clock()
-        whose = {"now": now, "dead": lost_worker}
+        whose = {"now": now if expired_by is None else expired_by, "dead": lost_worker}
         with self._database.write() as connection:
             self._database.serialise(connection, "sweep")  # two that take several rows each could block one another
             return Swept(

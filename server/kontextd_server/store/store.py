@@ -28,6 +28,7 @@ class Store:
 
     database: Database
     policy: Policy
+    clock: Callable[[], float]  # seconds since the epoch, by which leases and all else here are reckoned
     jobs: Jobs
     views: Views
     leases: Leases
@@ -60,6 +61,7 @@ def assemble(database: Database, policy: Policy, clock: Callable[[], float]) -> 
     return Store(
         database=database,
         policy=policy,
+        clock=clock,
         jobs=Jobs(database, policy, clock),
         views=Views(database, policy, clock),
         leases=Leases(database, policy, clock),

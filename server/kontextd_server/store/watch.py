@@ -106,8 +106,14 @@ class Watcher:
             except StoreUnavailable as error:
                 if self.connected:
                     _log.warning("the job store cannot be watched, waiters look by themselves: %s", error)
-                self.connected = False
-                self._closing.wait(_RECONNECT_S)
+                self._pause()
+            except Exception as error:  # whatever it is, nobody else would begin the watching again; said each time
+                _log.error("watching the job store failed, it begins again", exc_info=error)
+                self._pause()
+
+    def _pause(self) -> None:
+        self.connected = False
+        self._closing.wait(_RECONNECT_S)
 
     def _tell(self, topics: Topics) -> None:
         with self._lock:

@@ -2,7 +2,8 @@
 
     run_worker(WorkerParts(…), notifier)      the whole life of a worker process
     supervise(specs, companions, …)           the whole life of the process that keeps workers and the API running
-    Housekeeping, Deliverer                   what runs beside: `run(stop)` is a thread's loop
+    Housekeeping, OldJobs, OldFiles, Deliverer
+                                              what runs beside: `run(stop)` is a thread's loop
 
 One job: claim (loop.py) → fetch inputs (inputs.py) → engine, step by step (edit.py) → encode and store beside the next
 job (results.py, saver.py) → record the ending. Leases are renewed by keeper.py; stages.py and pulse.py notice a process
@@ -11,7 +12,7 @@ that hangs; notify.py carries that to whoever started it.
 
 from kontextd_server.worker.children import ChildSpec
 from kontextd_server.worker.deliver import Deliverer, DeliveryPolicy
-from kontextd_server.worker.housekeeping import Housekeeping
+from kontextd_server.worker.housekeeping import Housekeeping, OldFiles, OldJobs
 from kontextd_server.worker.inputs import Inputs
 from kontextd_server.worker.loaded import EngineDoor, LoadedEngine, load_kontext
 from kontextd_server.worker.notify import Notifier
@@ -41,6 +42,8 @@ __all__ = [
     "Inputs",
     "LoadedEngine",
     "Notifier",
+    "OldFiles",
+    "OldJobs",
     "StageDeadlines",
     "SupervisorPolicy",
     "WorkerParts",

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
@@ -23,6 +24,7 @@ from secrets import token_hex
 from kontextd_server.worker.leash import leashed
 from kontextd_server.worker.notify import ADDRESS_VARIABLE, HUNG, READY, NotifySocket
 from kontextd_server.worker.policy import SupervisorPolicy
+from kontextd_server.worker.socket_folder import socket_path
 
 log = logging.getLogger(__name__)
 
@@ -61,21 +63,25 @@ class Run:
 
     def __init__(self, spec: ChildSpec, run_id: str, folder: Path, environment: Mapping[str, str]) -> None:
         self.run_id = run_id
-        self.is_ready = False
+        self.ready_at: float | None = None
         self.started = self.heard_at = time.monotonic()
         self._says_it_hangs = False
-        self._socket = NotifySocket(folder / f"{token_hex(4)}.sock")
-        self._process = subprocess.Popen(
-            leashed(list(spec.command(run_id))),
-            env={**environment, ADDRESS_VARIABLE: self._socket.address},
-            stdin=subprocess.DEVNULL,
-            pass_fds=spec.descriptors,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
         self._tail = b""
-        self._reader = threading.Thread(target=self._pass_on_stderr, name=f"stderr-{spec.name}", daemon=True)
-        self._reader.start()
+        with ExitStack() as undo:
+            self._socket = NotifySocket(socket_path(folder))
+            undo.callback(self._socket.close)
+            self._process = subprocess.Popen(
+                leashed(list(spec.command(run_id))),
+                env={**environment, ADDRESS_VARIABLE: self._socket.address},
+                stdin=subprocess.DEVNULL,
+                pass_fds=spec.descriptors,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+            undo.callback(self._take_back)
+            self._reader = threading.Thread(target=self._pass_on_stderr, name=f"stderr-{spec.name}", daemon=True)
+            self._reader.start()
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
@@ -85,7 +91,8 @@ class Run:
         """Take in what it has said."""
         for word in self._socket.heard():
             self.heard_at = time.monotonic()
-            self.is_ready = self.is_ready or word == READY
+            if word == READY and self.ready_at is None:
+                self.ready_at = self.heard_at
             self._says_it_hangs = self._says_it_hangs or word == HUNG
 
     def hangs(self, silence_s: float | None) -> str | None:
@@ -111,6 +118,7 @@ class Run:
         self.send(signal.SIGKILL)
         code = self._process.wait()
         self._reader.join(1.0)  # a process that left the group may hold the pipe open
+        self.listen()  # to what it said since we last did
         self._socket.close()
         return code
 
@@ -118,12 +126,19 @@ class Run:
         """The end of its stderr."""
         return "\n".join(self._tail.decode("utf-8", "replace").splitlines()[-lines:])
 
+    def _take_back(self) -> None:
+        """What was started, but cannot be looked after."""
+        self.send(signal.SIGKILL)
+        with self._process:  # closes the pipe, and waits
+            pass
+
     def _pass_on_stderr(self) -> None:
         assert self._process.stderr is not None  # we asked for the pipe
         descriptor = self._process.stderr.fileno()
         while chunk := os.read(descriptor, _CHUNK_BYTES):
-            self._tail = (self._tail + chunk)[-_TAIL_BYTES:]
-            with contextlib.suppress(OSError, ValueError):  # ours may be closed; the child's pipe must not fill up
+            # Whatever is wrong with our own, where it would be logged too: the child's pipe must not fill up.
+            with contextlib.suppress(Exception):
+                self._tail = (self._tail + chunk)[-_TAIL_BYTES:]
                 sys.stderr.write(chunk.decode("utf-8", "replace"))
                 sys.stderr.flush()
         self._process.stderr.close()
@@ -148,8 +163,8 @@ class Child:
                 self._start()
             return None
         self.run.listen()
-        self.was_ready = self.was_ready or self.run.is_ready
         code = self.run.reap()
+        self.was_ready = self.was_ready or self.run.ready_at is not None
         if code is not None:
             return self._ended(self.run, code)
         self._end_if_it_hangs(self.run)
@@ -169,8 +184,8 @@ class Child:
         run_id = f"{self.spec.name}-{token_hex(4)}"
         try:
             self.run, self._kill_at = Run(self.spec, run_id, self._folder, self._environment), None
-        except OSError as error:  # no memory, no more processes
-            log.error("%s cannot be started: %s; %s", run_id, error, self._start_later(ran_s=0.0))
+        except (OSError, RuntimeError) as error:  # no memory, no more processes or threads
+            log.error("%s cannot be started: %s; %s", run_id, error, self._start_later(steady_s=0.0))
             return
         log.info("%s started as process %d", run_id, self.run.pid)
 
@@ -192,15 +207,20 @@ class Child:
         is_final = code in self.spec.final_codes and not self.was_ready
         if self._start_at < math.inf:
             ran_s = time.monotonic() - run.started
-            then = "it cannot start" if is_final else self._start_later(ran_s)
+            then = "it cannot start" if is_final else self._start_later(self._steady_s(run))
             words = run.last_words(self._policy.tail_lines) or "(none)"
             log.error(
                 "%s ended after %.1f s with %s; %s. Its last words:\n%s", run.run_id, ran_s, _told(code), then, words
             )
         return Ended(run.run_id, code, is_final)
 
-    def _start_later(self, ran_s: float) -> str:
-        self._failures = 1 if ran_s >= self._policy.stable_s else self._failures + 1
+    def _steady_s(self, run: Run) -> float:
+        """How long it did its work: since it was ready, or since its start where it is not expected to speak."""
+        began = run.started if self.spec.silence_s is None else run.ready_at
+        return 0.0 if began is None else time.monotonic() - began
+
+    def _start_later(self, steady_s: float) -> str:
+        self._failures = 1 if steady_s >= self._policy.stable_s else self._failures + 1
         wait_s = self._policy.restart.delay_s(self._failures)
         self._start_at = time.monotonic() + wait_s
         return f"it is started again in {wait_s:.1f} s ({self._failures} in a row)"

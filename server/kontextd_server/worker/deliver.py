@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 from kontextd_server.fetch.errors import FetchError
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 Post = Callable[[str, bytes, Mapping[str, str]], int]
 
 _LOOK_S = 0.25
+_LOST_TRIES = 3  # beyond the schedule, of which nobody recorded how they went; then there is something wrong with them
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,19 @@ class Deliverer:
             while not stop.is_set():
                 if not self._free.acquire(timeout=_LOOK_S):
                     continue
-                delivery = self._claimed()
-                if delivery is None:
-                    self._free.release()
+                if not self._begin_next(threads, due, stop):
                     self._wait(due, stop)
-                else:
-                    threads.submit(self._deliver_and_free, delivery, due, stop)
+
+    def _begin_next(self, threads: ThreadPoolExecutor, due: Subscription, stop: threading.Event) -> bool:
+        """True if there was one, which now has the place among those under way that was taken for it."""
+        with ExitStack() as place:
+            place.callback(self._free.release)
+            delivery = self._claimed()
+            if delivery is None:
+                return False
+            threads.submit(self._deliver_and_free, delivery, due, stop)
+            place.pop_all()
+        return True
 
     def _claimed(self) -> Delivery | None:
         try:
@@ -99,7 +107,7 @@ class Deliverer:
         """Until the next one is due."""
         try:
             due_at = self._store.webhooks.next_due_at()
-            now = self._store.database.clock()
+            now = self._store.clock()
         except StoreUnavailable:  # `_claimed` has said so
             return self._policy.poll_s
         return self._policy.poll_s if due_at is None else min(self._policy.poll_s, max(0.02, due_at - now))
@@ -107,19 +115,24 @@ class Deliverer:
     def _deliver_and_free(self, delivery: Delivery, due: Subscription, stop: threading.Event) -> None:
         try:
             self._deliver(delivery, stop)
+        except Exception as error:  # nobody looks at what a thread of the pool raises
+            log.error("request %s: how its webhook went is lost", delivery.job.request_id, exc_info=error)
         finally:
             self._free.release()
             due.hint()  # its next try may be due before any other
 
     def _deliver(self, delivery: Delivery, stop: threading.Event) -> None:
         """Post it and record how that went."""
-        request_id, outbox = delivery.job.request_id, self._store.webhooks
+        request_id, outbox, delays = delivery.job.request_id, self._store.webhooks, self._policy.retry_delays_s
+        if delivery.attempt > 1 + len(delays) + _LOST_TRIES:
+            log.error("request %s: its webhook is given up: %s", request_id, _NEVER_RECORDED)
+            self._record(stop, lambda: outbox.failed(delivery, _NEVER_RECORDED, retry_in_s=None))
+            return
         refusal = self._refusal(delivery)
         if refusal is None:
             log.info("request %s: its webhook was delivered", request_id)
             self._record(stop, lambda: outbox.delivered(delivery))
             return
-        delays = self._policy.retry_delays_s
         retry_in_s = delays[delivery.attempt - 1] if delivery.attempt <= len(delays) else None
         then = "given up" if retry_in_s is None else f"tried again in {retry_in_s:g} s"
         log.warning("request %s: its webhook was not taken and is %s: %s", request_id, then, refusal)
@@ -166,4 +179,5 @@ class Deliverer:
                     return
 
 
+_NEVER_RECORDED = "it was tried beyond its schedule, and how the last tries went was never recorded."
 _NOWHERE = "http://localhost"  # of a job that was submitted by other ways than HTTP

@@ -1,11 +1,13 @@
 """What has to be done for all jobs all the time: lost ones run again, old ones go. Knows when; the stores know how.
 
-Any number of processes and boxes may do it at once.
+Any number of processes and boxes may do it at once. What may take long has a thread of its own: `OldJobs`, and
+`OldFiles`, which a shared folder can hold up for ever. Lost jobs wait for neither.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -19,19 +21,15 @@ from kontextd_server.worker.policy import Backoff, HousekeepingPolicy
 log = logging.getLogger(__name__)
 
 _LOOK_S = 0.2
+_JUMP_S = 5.0  # no clock drifts so far between two sweeps
 
 
 class Housekeeping:
-    """`run` is a thread's loop; `report_lost` is called from any thread and does not wait."""
+    """Looks after jobs that run or wait. `run` is a thread's loop; `report_lost` is called from any thread, and waits
+    for nothing."""
 
-    def __init__(
-        self,
-        store: Store,
-        files: FileStore,
-        policy: HousekeepingPolicy | None = None,
-        retry: Backoff | None = None,
-    ) -> None:
-        self._store, self._files = store, files
+    def __init__(self, store: Store, policy: HousekeepingPolicy | None = None, retry: Backoff | None = None) -> None:
+        self._store, self._expiry = store, _Expiry(store)
         self._policy, self._retry = policy or HousekeepingPolicy(), retry or Backoff()
         self._lost: deque[str] = deque()
         self._is_lost = threading.Event()
@@ -46,8 +44,6 @@ class Housekeeping:
         duties = [
             lost,
             _Duty("expired leases", self._sweep, self._policy.sweep_s, self._retry),
-            _Duty("old jobs", self._store.retention.prune, self._policy.prune_s, self._retry),
-            _Duty("old files", self._files.sweep, self._policy.files_s, self._retry),
         ]
         while not stop.is_set():
             self._is_lost.wait(_LOOK_S)
@@ -58,12 +54,12 @@ class Housekeeping:
 
     def _take_lost(self) -> None:
         while self._lost:
-            self._tell(self._store.leases.sweep(lost_worker=self._lost[0]))
+            self._tell(self._store.leases.sweep(lost_worker=self._lost[0], expired_by=self._expiry.now()))
             self._store.workers.leave(self._lost[0])
             self._lost.popleft()
 
     def _sweep(self) -> None:
-        self._tell(self._store.leases.sweep())
+        self._tell(self._store.leases.sweep(expired_by=self._expiry.now()))
 
     def _tell(self, swept: Swept) -> None:
         if swept.requeued:
@@ -74,6 +70,54 @@ class Housekeeping:
             log.info("not started in time: %s", ", ".join(swept.overdue))
 
 
+class OldJobs:
+    """Erases from the job store what is past its time; `run` is a thread's loop."""
+
+    def __init__(self, store: Store, policy: HousekeepingPolicy | None = None, retry: Backoff | None = None) -> None:
+        every_s = (policy or HousekeepingPolicy()).prune_s
+        self._duty = _Duty("old jobs", store.retention.prune, every_s, retry or Backoff())
+
+    def run(self, stop: threading.Event) -> None:
+        self._duty.do_until(stop)
+
+
+class OldFiles:
+    """Removes from the file store what is past its time; `run` is a thread's loop."""
+
+    def __init__(
+        self, files: FileStore, policy: HousekeepingPolicy | None = None, retry: Backoff | None = None
+    ) -> None:
+        every_s = (policy or HousekeepingPolicy()).files_s
+        self._duty = _Duty("old files", files.sweep, every_s, retry or Backoff())
+
+    def run(self, stop: threading.Event) -> None:
+        self._duty.do_until(stop)
+
+
+class _Expiry:
+    """By when a lease must have ended to count as expired: now, but for a while after the clock went forward at once.
+
+    Leases are times of the store's clock. Where that was set, or this machine slept, all leases end in one moment,
+    though their workers are alive: these get the time to renew them.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ahead_s: float | None = None  # of the monotonic clock
+        self._doubtful_until = -math.inf  # by the monotonic clock
+
+    def now(self) -> float:
+        now, monotonic = self._store.clock(), time.monotonic()
+        ahead_s = now - monotonic
+        jump_s = 0.0 if self._ahead_s is None else ahead_s - self._ahead_s
+        self._ahead_s = ahead_s
+        if jump_s > _JUMP_S:
+            wait_s = self._store.policy.lease_s + self._store.database.clock_lag_s
+            log.warning("the clock went forward by %.0f s at once: no lease expires for %.0f s", jump_s, wait_s)
+            self._doubtful_until = monotonic + wait_s
+        return -math.inf if monotonic < self._doubtful_until else now
+
+
 class _Duty:
     """Something to do every so often, and a little later each time that it fails."""
 
@@ -81,6 +125,11 @@ class _Duty:
         self._what, self._do, self._every_s, self._retry = what, do, every_s, retry
         self._due_at = 0.0
         self._failures = 0
+
+    def do_until(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self.do_if_due()
+            stop.wait(_LOOK_S)
 
     def do_if_due(self) -> None:
         if time.monotonic() < self._due_at:

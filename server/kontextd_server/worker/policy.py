@@ -63,7 +63,7 @@ class WorkerPolicy:
     drain_s: float = 20.0  # how long the running job may go on when the process is to end
     hand_back_s: float = 5.0  # then: how long the engine may take to come to the end of its step
     save_rest_s: float = 15.0  # then: how long results may take to be saved
-    again_s: float = 1.0  # a signal so soon after the last is the same one
+    again_s: float = 1.0  # a signal so soon after one that counted is that one again
     pulse_s: float = 1.0
     hung_exit_s: float = 10.0  # a hung process that nobody ends in this time ends itself
 
@@ -79,9 +79,10 @@ class SupervisorPolicy:
 
     tick_s: float = 0.1
     restart: Backoff = field(default_factory=lambda: Backoff(first_s=0.5, most_s=60.0))
-    stable_s: float = 60.0  # a child that ran so long begins its restarts anew
+    stable_s: float = 60.0  # a child that was ready for so long begins its restarts anew
     term_s: float = 5.0  # a hung child's time between SIGTERM and SIGKILL
     stop_s: float = 60.0  # at the end: longer than `WorkerPolicy.stop_s`
+    again_s: float = 1.0  # a signal so soon after one that counted is that one again
     tail_lines: int = 20  # of a dead child's stderr, in the log
 
 

@@ -1,23 +1,20 @@
 """A worker process: its threads, its beginning and its end. Knows the parts and signals; knows no work itself.
 
-    main thread   waits for SIGTERM and SIGINT, and ends the others in good order
+    main thread   waits for SIGTERM, SIGINT and SIGHUP, and ends the others in good order
     engine        loads, warms up, then claims and edits (loop.py): the only thread that uses the engine
     leases        renews, reports, writes the worker's row (keeper.py)
     saver         encodes, stores, records endings (saver.py)
     pulse         says that the process lives, as long as no stage is overdue (pulse.py)
 
 SIGTERM: no job is claimed any more; the running one may end within `drain_s`, else it is handed back as if it had not
-been claimed; results are saved. A second signal hands back at once, but not one that comes within `again_s`: the kernel
-sends the parent-death signal (leash.py) once for each thread of a parent that is killed.
+been claimed; results are saved. A second signal hands back at once, but not one that comes within `again_s`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
-import signal
 import socket
 import sys
 import threading
@@ -42,7 +39,7 @@ from kontextd_server.worker.pulse import EXIT_HUNG, Pulse
 from kontextd_server.worker.results import ResultKeeper
 from kontextd_server.worker.saver import Saver
 from kontextd_server.worker.scratch import scratch
-from kontextd_server.worker.signals import SignalPipe
+from kontextd_server.worker.signals import Askings, SignalPipe, ask_to_end
 from kontextd_server.worker.stages import Stage, Watches
 from kontextd_server.worker.stopping import Stopping
 
@@ -72,7 +69,7 @@ class WorkerParts:
 
 def run_worker(parts: WorkerParts, notifier: Notifier) -> int:
     """The whole life of a worker process, from its main thread; returns the exit code."""
-    with contextlib.closing(SignalPipe()) as signals, signals.caught(signal.SIGTERM, signal.SIGINT):
+    with contextlib.closing(SignalPipe()) as signals, signals.caught(*ask_to_end()):
         return WorkerProcess(parts, notifier, signals).run()
 
 
@@ -102,7 +99,7 @@ class WorkerProcess:
             patience_s=policy.report_wait_s,
         )
         self._saver: Saver | None = None
-        self._signalled_at = -math.inf
+        self._askings = Askings(signals, policy.again_s)
         self._failure: BaseException | None = None
 
     def run(self) -> int:
@@ -178,7 +175,7 @@ class WorkerProcess:
     # The main thread.
 
     def _wait_for_the_end(self, engine: threading.Thread) -> None:
-        while engine.is_alive() and self._failure is None and not self._signalled(_LOOK_S):
+        while engine.is_alive() and self._failure is None and not self._askings.wait(_LOOK_S):
             pass
         if self._pulse.is_hung.is_set():
             self._end_at_once(EXIT_HUNG)
@@ -204,15 +201,8 @@ class WorkerProcess:
         """Until the engine's thread has ended, with all its results saved; a signal ends the wait."""
         until = time.monotonic() + most_s
         while engine.is_alive() and (left_s := until - time.monotonic()) > 0:
-            if self._signalled(min(_LOOK_S, left_s)):
+            if self._askings.wait(min(_LOOK_S, left_s)):
                 return
-
-    def _signalled(self, most_s: float) -> bool:
-        """Whether a signal arrives within this time that is not the last one again."""
-        if not any(self._signals.wait(most_s)):
-            return False
-        before, self._signalled_at = self._signalled_at, time.monotonic()
-        return self._signalled_at - before > self._parts.policy.again_s
 
     def _hand_back_the_running(self) -> None:
         """Where the engine does not come to the end of a step in time. A job that has hung keeps its lost run."""

@@ -1,4 +1,4 @@
-"""Signals as something that a thread can wait for. Knows signals; decides nothing.
+"""Signals as something that a thread can wait for, and which of them ask a process to end. Knows signals.
 
 A Python signal handler that sets a `threading.Event` can meet the very lock that the thread under it holds, and wait
 for ever. So the interpreter writes the number into a socket instead, and the handler does nothing.
@@ -7,12 +7,21 @@ for ever. So the interpreter writes the number into a socket instead, and the ha
 from __future__ import annotations
 
 import contextlib
+import math
 import select
 import signal
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 WAKE = 0  # no signal: another thread wants the waiter to look around
+_ASK_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def ask_to_end() -> tuple[signal.Signals, ...]:
+    """The signals that ask this process to end: a closing terminal sends SIGHUP, which `nohup` has it ignore."""
+    hangup_is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return tuple(number for number in _ASK_TO_END if number is not signal.SIGHUP or not hangup_is_ignored)
 
 
 class SignalPipe:
@@ -48,6 +57,28 @@ class SignalPipe:
     def close(self) -> None:
         self._reader.close()
         self._writer.close()
+
+
+class Askings:
+    """The signals that ask to end, without repetitions: within `again_s` of one that counted, more are that one again.
+
+    Whoever forwards the Ctrl-C that the terminal has sent already (npm) repeats it, and the kernel sends a parent-death
+    signal (leash.py) once for each thread of a parent that is killed.
+    """
+
+    def __init__(self, signals: SignalPipe, again_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._signals, self._again_s, self._clock = signals, again_s, clock
+        self._counted_at = -math.inf
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether one that counts has arrived, after at most `timeout_s`; anything else that arrives ends the wait."""
+        if not any(number in _ASK_TO_END for number in self._signals.wait(timeout_s)):
+            return False
+        now = self._clock()
+        if now - self._counted_at < self._again_s:
+            return False
+        self._counted_at = now
+        return True
 
 
 def _do_nothing(_number: int, _frame: object) -> None:

@@ -13,12 +13,20 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
+from secrets import token_hex
 
 from kontextd_server.worker.folder_lock import try_lock
 
 log = logging.getLogger(__name__)
 
 _PREFIX = "kontextd-serve-"
+_MOST_BYTES = 107  # of a socket's path: unix(7)
+MOST_BYTES_OF_ROOT = _MOST_BYTES - len(f"/{_PREFIX}{'x' * 8}/{'0' * 8}.sock")  # as mkdtemp and `socket_path` name them
+
+
+def socket_path(folder: Path) -> Path:
+    """Of a new socket."""
+    return folder / f"{token_hex(4)}.sock"
 
 
 class SocketFolder:

@@ -3,7 +3,8 @@
 A child that dies is started again, later each time it dies soon; one that hangs is ended. Whoever waits for news of a
 lost worker is told at once. What else has to be done all the time (housekeeping, webhooks) runs in threads beside.
 
-SIGTERM or SIGINT: all children are asked to end, and killed after `stop_s`; at a second signal they are killed at once.
+SIGTERM, SIGINT or SIGHUP: all children are asked to end, and killed after `stop_s`; at a second signal they are killed
+at once, but not at one that comes within `again_s`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Protocol
 from kontextd_server.worker.children import Child, ChildSpec, Ended
 from kontextd_server.worker.notify import ADDRESS_VARIABLE, ALIVE, READY, STOPPING, Notifier
 from kontextd_server.worker.policy import SupervisorPolicy
-from kontextd_server.worker.signals import SignalPipe
+from kontextd_server.worker.signals import Askings, SignalPipe, ask_to_end
 from kontextd_server.worker.socket_folder import SocketFolder
 
 log = logging.getLogger(__name__)
@@ -45,12 +46,12 @@ def supervise(
     on_ready: Callable[[], object] = lambda: None,
     on_stopping: Callable[[], object] = lambda: None,
 ) -> int:
-    """Run until SIGTERM or SIGINT, from the main thread; returns the exit code. See `Supervisor`.
+    """Run until SIGTERM, SIGINT or SIGHUP, from the main thread; returns the exit code. See `Supervisor`.
 
     `on_ready` is called once, when every child has been ready; `on_stopping` before the children are asked to end.
     """
     policy = policy or SupervisorPolicy()
-    with closing(SignalPipe()) as signals, signals.caught(signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+    with closing(SignalPipe()) as signals, signals.caught(*ask_to_end(), signal.SIGCHLD):
         supervisor = Supervisor(specs, companions, on_lost_worker, environment, policy, signals)
         supervisor.on_ready, supervisor.on_stopping = on_ready, on_stopping
         return supervisor.run()
@@ -69,7 +70,7 @@ class Supervisor:
         signals: SignalPipe,
     ) -> None:
         self._companions, self._on_lost_worker = companions, on_lost_worker
-        self._policy, self._signals = policy, signals
+        self._policy, self._askings = policy, Askings(signals, policy.again_s)
         self._notifier = Notifier.from_environment(environment)
         self._folder = SocketFolder()
         inherited = {name: value for name, value in environment.items() if name != ADDRESS_VARIABLE}
@@ -107,7 +108,7 @@ class Supervisor:
                     log.error("%s cannot start, so everything is stopped", child.spec.name)
                     return ended.code
             self._say_how_it_goes()
-            if _asks_to_end(self._signals.wait(self._policy.tick_s)):
+            if self._askings.wait(self._policy.tick_s):
                 return 0
 
     def _stop_children(self) -> None:
@@ -129,7 +130,7 @@ class Supervisor:
                     self._lost(child, ended)
             if not any(child.run for child in self._children):
                 return
-            if _asks_to_end(self._signals.wait(self._policy.tick_s)):
+            if self._askings.wait(self._policy.tick_s):
                 return
 
     def _lost(self, child: Child, ended: Ended) -> None:
@@ -145,10 +146,6 @@ class Supervisor:
             self._is_ready = True
             self._notifier.tell(READY)
             self.on_ready()
-
-
-def _asks_to_end(numbers: bytes) -> bool:
-    return any(number in (signal.SIGTERM, signal.SIGINT) for number in numbers)
 
 
 def _beside(companion: Companion, stop: threading.Event) -> threading.Thread:

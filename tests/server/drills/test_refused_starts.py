@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -97,6 +98,21 @@ def test_a_data_folder_that_nobody_may_write_in(refusal: Refusal, read_only: Pat
         said = refusal("--data", str(data))
         assert said.startswith(f"the data folder {data} cannot be used: ")
         assert said.endswith("Choose another with --data.")
+
+
+def test_a_folder_for_temporary_files_with_too_long_a_path(
+    refusal: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No socket of a child could be made there, however often it is tried."""
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    long = tmp_path / ("x" * 70)
+    long.mkdir()
+    monkeypatch.setenv("TMPDIR", str(long))
+    said = refusal()
+    assert said.startswith(f"the path of the folder for temporary files, {long}, is too long for sockets in it: ")
+    assert said.endswith("Set TMPDIR to a shorter one.")
+    assert list(long.iterdir()) == []
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_database_of_a_newer_version(refusal: Refusal, tmp_path: Path) -> None:

@@ -141,10 +141,10 @@ def break_connections_off(postgres_server: str, postgres_url: str) -> Callable[[
     def terminate() -> None:
         engine = sa.create_engine(postgres_server)
         with engine.connect() as connection:
-            terminate_all = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
-            connection.execute(sa.text(terminate_all), {"name": name})
-            while connection.execute(
-                sa.text("SELECT 1 FROM pg_stat_activity WHERE datname = :name"), {"name": name}
+            terminate_all = "SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            pids = [row.pid for row in connection.execute(sa.text(terminate_all), {"name": name})]
+            while connection.execute(  # new ones may be there already
+                sa.text("SELECT 1 FROM pg_stat_activity WHERE pid = ANY(:pids)"), {"pids": pids}
             ).all():
                 time.sleep(0.01)
                 connection.rollback()  # or it sees the activity of its own beginning for ever

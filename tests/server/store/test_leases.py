@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 
 import pytest
@@ -62,6 +63,18 @@ def test_the_jobs_of_a_worker_known_to_be_dead_are_taken_at_once(store: Store, s
     assert store.leases.sweep(lost_worker="dead").requeued == (first,)
     assert store.views.status(second).worker == "alive"
     assert store.views.status(second).state is JobState.IN_PROGRESS
+
+
+def test_leases_are_spared_while_the_clock_says_nothing_of_them(
+    store: Store, submit: Submit, claim: Take, clock
+) -> None:
+    first, second, late = submit(), submit(), submit(start_within_s=1)
+    claim("alive")
+    claim("dead")
+    clock.pass_s(LEASE_S)
+    swept = store.leases.sweep(lost_worker="dead", expired_by=-math.inf)
+    assert (swept.requeued, swept.overdue) == ((second,), (late,))
+    assert store.leases.sweep(expired_by=clock.now).requeued == (first,)
 
 
 def test_a_fenced_worker_cannot_finish_renew_or_release(store: Store, submit: Submit, claim: Take, clock) -> None:

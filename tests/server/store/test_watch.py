@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from typing import Any
 
 import pytest
 from kontextd_server.store import Claim, LogLine, Store, Subscription, Success, Watcher, topics
 
 Submit, Take = Callable[..., str], Callable[..., Claim]
+
+
+Settle = Callable[[Subscription], None]
 
 
 @pytest.fixture
@@ -19,20 +24,43 @@ def watcher(store: Store) -> Iterator[Watcher]:
     with_thread.close()
 
 
-def settle_down(subscription: Subscription) -> None:
-    """The first hint says only that the watching began."""
-    while subscription.wait(0.15):
-        pass
+@pytest.fixture
+def catch_up(store: Store, watcher: Watcher) -> Callable[[], None]:
+    """Waits until all has been told that was changed before: hints come in the order of the changes."""
+
+    def wait() -> None:
+        with watcher.subscribe("of the test") as own:
+            for _ in range(200):  # the first may come before the watching begins
+                with store.database.write() as connection:
+                    store.database.hint(connection, "of the test")
+                if own.wait(0.1) and watcher.connected:
+                    return
+        raise AssertionError("no hint came")
+
+    return wait
 
 
-def test_a_worker_is_woken_by_a_new_job(watcher: Watcher, submit: Submit) -> None:
+@pytest.fixture
+def settle_down(catch_up: Callable[[], None]) -> Settle:
+    """Forgets what was told so far; the first hint says only that the watching began."""
+
+    def forget(subscription: Subscription) -> None:
+        catch_up()
+        subscription.wait(0)
+
+    return forget
+
+
+def test_a_worker_is_woken_by_a_new_job(watcher: Watcher, submit: Submit, settle_down: Settle) -> None:
     with watcher.subscribe(topics.QUEUE) as subscription:
         settle_down(subscription)
         submit()
         assert subscription.wait(20)
 
 
-def test_a_worker_is_woken_by_a_job_that_came_back(watcher: Watcher, store: Store, submit: Submit, claim: Take) -> None:
+def test_a_worker_is_woken_by_a_job_that_came_back(
+    watcher: Watcher, store: Store, submit: Submit, claim: Take, settle_down: Settle
+) -> None:
     submit()
     lease = claim().lease
     with watcher.subscribe(topics.QUEUE) as subscription:
@@ -46,7 +74,12 @@ def test_a_worker_is_woken_by_a_job_that_came_back(watcher: Watcher, store: Stor
 
 
 def test_whoever_watches_a_job_hears_of_each_step_and_of_no_other_job(
-    watcher: Watcher, store: Store, submit: Submit, claim: Take
+    watcher: Watcher,
+    store: Store,
+    submit: Submit,
+    claim: Take,
+    settle_down: Settle,
+    catch_up: Callable[[], None],
 ) -> None:
     watched, other = submit(), submit()
     with watcher.subscribe(topics.job(watched)) as subscription:
@@ -59,7 +92,8 @@ def test_whoever_watches_a_job_hears_of_each_step_and_of_no_other_job(
         settle_down(subscription)
         store.jobs.request_cancel(other)
         store.leases.renew(lease)
-        assert not subscription.wait(0.3)
+        catch_up()
+        assert not subscription.wait(0)
         store.leases.finish(lease, Success(b"{}"))
         assert subscription.wait(20)
 
@@ -77,7 +111,7 @@ def test_asyncio_is_woken_through_the_callback(watcher: Watcher, submit: Submit)
 
 
 def test_a_waiter_whose_function_fails_does_not_end_the_wake_ups_of_others(
-    watcher: Watcher, submit: Submit, caplog: pytest.LogCaptureFixture
+    watcher: Watcher, submit: Submit, settle_down: Settle, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
 
@@ -95,7 +129,7 @@ def test_a_waiter_whose_function_fails_does_not_end_the_wake_ups_of_others(
     assert "a waiter failed" in caplog.text
 
 
-def test_waiting_ends_after_its_time(watcher: Watcher) -> None:
+def test_waiting_ends_after_its_time(watcher: Watcher, settle_down: Settle) -> None:
     with watcher.subscribe(topics.job("none")) as subscription:
         settle_down(subscription)
         before = time.monotonic()
@@ -103,15 +137,14 @@ def test_waiting_ends_after_its_time(watcher: Watcher) -> None:
         assert time.monotonic() - before >= 0.1
 
 
-def test_closing_wakes_all_who_wait(store: Store) -> None:
-    watcher = store.watch()
+def test_closing_wakes_all_who_wait(watcher: Watcher, settle_down: Settle) -> None:
     subscription = watcher.subscribe(topics.QUEUE)
     settle_down(subscription)
     watcher.close()
     assert subscription.wait(0)
 
 
-def test_more_changes_at_once_than_are_read_wake_everybody(watcher: Watcher, store: Store) -> None:
+def test_more_changes_at_once_than_are_read_wake_everybody(watcher: Watcher, store: Store, settle_down: Settle) -> None:
     with watcher.subscribe(topics.job("last")) as subscription:
         settle_down(subscription)
         with store.database.write() as connection:
@@ -125,7 +158,11 @@ def test_more_changes_at_once_than_are_read_wake_everybody(watcher: Watcher, sto
 
 @pytest.mark.parametrize("database", ["postgres"], indirect=True)
 def test_watching_goes_on_after_the_server_broke_the_connections_off(
-    watcher: Watcher, submit: Submit, break_connections_off: Callable[[], None], caplog: pytest.LogCaptureFixture
+    watcher: Watcher,
+    submit: Submit,
+    settle_down: Settle,
+    break_connections_off: Callable[[], None],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     with watcher.subscribe(topics.QUEUE) as subscription:
         settle_down(subscription)
@@ -135,3 +172,23 @@ def test_watching_goes_on_after_the_server_broke_the_connections_off(
         submit()
         assert subscription.wait(20)
     assert "cannot be watched" in caplog.text
+
+
+def test_watching_goes_on_after_what_nobody_foresaw(
+    store: Store, submit: Submit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures = iter([RuntimeError("unforeseen"), RuntimeError("unforeseen again")])
+    connect = store.database.dedicated
+
+    def fail_first() -> AbstractContextManager[Any]:  # Any: see Database.dedicated
+        for failure in failures:
+            raise failure
+        return connect()
+
+    monkeypatch.setattr(store.database, "dedicated", fail_first)
+    with closing(store.watch()) as watcher, watcher.subscribe(topics.QUEUE) as subscription:
+        assert subscription.wait(20)  # it is back, and what happened meanwhile is not known
+        submit()
+        assert subscription.wait(20)
+        assert watcher.connected
+    assert caplog.text.count("watching the job store failed") == 2

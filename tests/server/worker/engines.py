@@ -12,6 +12,8 @@ from kontextd_server.store import StoreUnavailable
 from kontextd_server.worker import LoadedEngine
 from kontextd_server.worker.null_engine import NullEngine, load_null
 
+PATIENCE_S = 120.0  # for the test, before what waits for it gives up
+
 
 @dataclass
 class GatedEngine:
@@ -30,7 +32,7 @@ class GatedEngine:
         try:
             for event in NullEngine().edit(request):
                 if isinstance(event, Step):
-                    assert self.allowed.acquire(timeout=30)
+                    assert self.allowed.acquire(timeout=PATIENCE_S)
                     self.made += 1
                 yield event
         except GeneratorExit:
@@ -98,7 +100,7 @@ class SlowFiles:
 
     def put(self, chunks: list[bytes], label: Label) -> StoredFile:
         self.entered.set()
-        assert self.go_on.wait(30)
+        assert self.go_on.wait(PATIENCE_S)
         stored = self._files.put(chunks, label)
         self.done.set()
         return stored

@@ -86,6 +86,7 @@ def fetcher(folder: Path, files: FileStore) -> Fetcher:
 
 
 def main(settings: dict[str, object]) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
     if "stderr" in settings:
         os.dup2(os.open(str(settings["stderr"]), os.O_WRONLY | os.O_CREAT, 0o600), 2)
     logging.basicConfig(level="INFO", format="%(threadName)s %(levelname)s %(message)s", stream=sys.stderr, force=True)

@@ -18,6 +18,7 @@ from kontextd_server.store import (
     JobState,
     Outcome,
     Store,
+    StoreUnavailable,
     Success,
     WorkerState,
     open_store,
@@ -37,10 +38,10 @@ def code_of(process: multiprocessing.Process) -> int | None:
 
 @pytest.fixture
 def mid_step(spawn: Spawn, submit: Submit, look_at: Look) -> Callable[..., tuple[multiprocessing.Process, str]]:
-    """A worker in its own process in the midst of a job. Words go to the worker."""
+    """A worker in its own process in the midst of a job, which takes ten seconds. Words go to the worker."""
 
     def begin(prompt: str = "long", steps: int = 50, **settings: object) -> tuple[multiprocessing.Process, str]:
-        process = spawn(step_s=0.05, **settings)
+        process = spawn(step_s=0.2, **settings)
         request_id = submit(prompt, num_inference_steps=steps, webhook_url="https://studio.example")
         until(lambda: (look_at(request_id).steps_done or 0) >= 1)
         return process, request_id
@@ -92,6 +93,24 @@ def test_a_job_whose_worker_is_killed_runs_again_and_has_one_result(
 # Frozen.
 
 
+def freeze(process: multiprocessing.Process, store: Store) -> None:
+    """Stops it, but not while it holds SQLite's lock for writing, which would stop all others as well."""
+    while True:
+        os.kill(process.pid, signal.SIGSTOP)
+        until(lambda: threads_of(process) == {"T"}, "for it to stop")
+        try:
+            with store.database.write():
+                return
+        except StoreUnavailable:
+            os.kill(process.pid, signal.SIGCONT)
+
+
+def threads_of(process: multiprocessing.Process) -> set[str]:
+    """The states of its threads, in the letters of proc(5)."""
+    tasks = Path(f"/proc/{process.pid}/task").glob("*/stat")
+    return {task.read_text().rpartition(")")[2].split()[0] for task in tasks}
+
+
 @on_both_databases
 def test_a_frozen_worker_has_lost_its_job_when_it_wakes(
     store: Store,
@@ -102,7 +121,7 @@ def test_a_frozen_worker_has_lost_its_job_when_it_wakes(
     completed: Completed,
 ) -> None:
     process, request_id = mid_step(steps=50, lease_s=0.8)
-    os.kill(process.pid, signal.SIGSTOP)
+    freeze(process, store)
     until(lambda: store.leases.sweep().requeued == (request_id,))
     claim = claimed()
     os.kill(process.pid, signal.SIGCONT)
@@ -118,7 +137,7 @@ def test_a_frozen_worker_has_lost_its_job_when_it_wakes(
 def test_a_worker_that_hangs_stops_renewing_and_ends(
     database_url: str, mid_step: Callable[..., tuple], look_at: Look, tmp_path: Path
 ) -> None:
-    settings = {"lease_s": 1.2, "deadlines": {"step_s": 0.5}, "policy": {"hung_exit_s": 0.2}}
+    settings = {"lease_s": 1.2, "deadlines": {"step_s": 3.0}, "policy": {"hung_exit_s": 0.2}}
     process, request_id = mid_step("hang", stderr=str(tmp_path / "stderr"), **settings)
     assert code_of(process) == EXIT_HUNG
     told = (tmp_path / "stderr").read_text()
@@ -136,7 +155,7 @@ def test_a_worker_that_hangs_stops_renewing_and_ends(
 def test_at_sigterm_the_running_job_is_finished(
     store: Store, mid_step: Callable[..., tuple], submit: Submit, look_at: Look
 ) -> None:
-    process, request_id = mid_step(steps=10)
+    process, request_id = mid_step(steps=10, policy={"drain_s": 60.0})
     waiting = submit()
     process.terminate()
     until(lambda: WorkerState.DRAINING in {row.state for row in store.workers.all()} or not process.is_alive())
@@ -157,10 +176,21 @@ def test_at_sigterm_a_long_job_is_handed_back_without_losing_a_run(
     assert (job.state, job.runs_left) == (JobState.IN_QUEUE, 3)
 
 
-def test_a_second_signal_hands_the_job_back_at_once(mid_step: Callable[..., tuple], look_at: Look) -> None:
+def test_a_terminal_that_closes_is_as_sigterm(mid_step: Callable[..., tuple], look_at: Look) -> None:
+    process, request_id = mid_step(steps=50, policy={"drain_s": 0.2})
+    os.kill(process.pid, signal.SIGHUP)
+    assert code_of(process) == 0
+    job = look_at(request_id)
+    assert (job.state, job.runs_left) == (JobState.IN_QUEUE, 3)
+
+
+def test_a_second_signal_hands_the_job_back_at_once(
+    store: Store, mid_step: Callable[..., tuple], look_at: Look
+) -> None:
     process, request_id = mid_step(steps=50, policy={"drain_s": 60.0, "again_s": 0.1})
     process.terminate()
-    time.sleep(0.3)
+    until(lambda: WorkerState.DRAINING in {row.state for row in store.workers.all()})
+    time.sleep(0.2)  # since it took in the first one: more than `again_s`
     os.kill(process.pid, signal.SIGINT)
     assert code_of(process) == 0
     assert look_at(request_id).state is JobState.IN_QUEUE
@@ -168,7 +198,7 @@ def test_a_second_signal_hands_the_job_back_at_once(mid_step: Callable[..., tupl
 
 def test_signals_in_quick_succession_are_one(mid_step: Callable[..., tuple], look_at: Look) -> None:
     """The death of a parent is told once for each of its threads."""
-    process, request_id = mid_step(steps=30, policy={"drain_s": 60.0, "again_s": 30.0})
+    process, request_id = mid_step(steps=10, policy={"drain_s": 60.0, "again_s": 30.0})
     for _ in range(8):
         process.terminate()
         time.sleep(0.05)
@@ -182,17 +212,17 @@ def test_at_sigterm_a_job_in_a_long_step_is_handed_back_too(mid_step: Callable[.
     began = time.monotonic()
     process.terminate()
     assert code_of(process) == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50  # or it waited for the end of the step
     assert (look_at(request_id).state, look_at(request_id).runs_left) == (JobState.IN_QUEUE, 3)
 
 
 def test_a_worker_that_waits_ends_at_once(store: Store, spawn: Spawn) -> None:
-    process = spawn()
+    process = spawn(policy={"poll_s": 60.0, "drain_s": 60.0})
     until(lambda: WorkerState.READY in {row.state for row in store.workers.all()})
     began = time.monotonic()
     process.terminate()
     assert code_of(process) == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert store.workers.all() == ()
 
 

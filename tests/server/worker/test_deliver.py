@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +21,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from engines import Unwilling
 from kontextd_server.fetch import WEBHOOK_RULES, AllowList, FetchConfig, Web
 from kontextd_server.fetch.webhooks import post
-from kontextd_server.store import CANCELLED, Failure, Store, StoreUnavailable, Success
+from kontextd_server.store import (
+    CANCELLED,
+    Failure,
+    Policy,
+    Store,
+    StoreUnavailable,
+    Success,
+    WebhookReport,
+    WebhookState,
+    open_store,
+)
 from kontextd_server.wire.addresses import AddressSettings
 from kontextd_server.wire.outputs import StoredImage, StoredOutput
 from kontextd_server.wire.webhooks import WebhookKey
@@ -127,6 +140,13 @@ def pending(store: Store) -> int:
     return store.views.gauges().webhooks_pending
 
 
+def tried(store: Store, request_id: str) -> WebhookReport:
+    report = store.views.report(request_id)
+    assert report is not None
+    assert report.webhook is not None
+    return report.webhook
+
+
 def test_a_result_is_delivered_signed_and_with_the_urls_of_its_caller(
     store: Store, key: WebhookKey, receiver: Receiver, finish: Callable[..., str], deliver: Deliver
 ) -> None:
@@ -184,18 +204,111 @@ def test_after_the_last_try_it_is_given_up(
     assert len(receiver.came) == 4  # one and three more
 
 
+def test_what_takes_longer_than_a_post_may_is_tried_once_in_its_lease(
+    database_url: str, finish: Callable[..., str], deliver: Deliver, web: Web, receiver: Receiver
+) -> None:
+    """A large result, to a receiver that reads it slowly but steadily."""
+    go_on = threading.Event()
+    with socket.socket() as slow, closing(open_store(database_url, Policy(webhook_lease_s=8.0))) as store:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
+        slow.bind(("127.0.0.1", 0))
+        slow.listen()
+        receiver.url = f"http://127.0.0.1:{slow.getsockname()[1]}/hook"
+
+        def read() -> None:
+            accepted, _ = slow.accept()
+            with accepted:
+                while accepted.recv(2**16) and not go_on.wait(0.02):
+                    pass
+
+        reading = threading.Thread(target=read)
+        reading.start()
+        large = replace(OUTPUT.images[0], file_key=None, data_uri="data:image/png;base64," + "A" * 40_000_000)
+        request_id = finish(Success(json.dumps(replace(OUTPUT, images=(large,)).to_json()).encode()))
+        impatient = replace(web.config, webhook=replace(web.config.webhook, total_s=2.0))
+        end = deliver(store=store, web=Web(impatient), policy=replace(QUICK, retry_delays_s=(3600.0,)))
+        until(lambda: tried(store, request_id).last_error or tried(store, request_id).attempt > 1)
+        go_on.set()
+        reading.join(20)
+        end()
+        assert tried(store, request_id).attempt == 1
+        assert "longer than the 2 s allowed" in tried(store, request_id).last_error
+
+
+def test_what_is_never_recorded_comes_to_an_end_as_well(
+    store: Store, receiver: Receiver, submit: Submit, finish: Callable[..., str], deliver: Deliver, database_url: str
+) -> None:
+    """Each try outlasts its lease here, or its process."""
+    request_id = finish()
+    with closing(open_store(database_url, Policy(webhook_lease_s=0.0))) as forgetful:
+        for _ in range(1 + len(QUICK.retry_delays_s) + 3):
+            assert forgetful.webhooks.claim() is not None
+    deliver()
+    until(lambda: pending(store) == 0)
+    assert receiver.came == []
+    assert tried(store, request_id).state is WebhookState.GIVEN_UP
+    assert "never recorded" in tried(store, request_id).last_error
+
+
+def test_a_try_beyond_the_schedule_is_made_where_the_last_was_lost(
+    store: Store, receiver: Receiver, finish: Callable[..., str], deliver: Deliver, database_url: str
+) -> None:
+    request_id = finish()
+    with closing(open_store(database_url, Policy(webhook_lease_s=0.0))) as forgetful:
+        assert forgetful.webhooks.claim() is not None
+    deliver(policy=replace(QUICK, retry_delays_s=()))
+    until(lambda: pending(store) == 0)
+    assert tried(store, request_id).state is WebhookState.DELIVERED
+
+
+def test_a_claim_that_fails_costs_no_place_among_the_deliveries(
+    store: Store, receiver: Receiver, finish: Callable[..., str], web: Web, key: WebhookKey
+) -> None:
+    outbox, stop = Unwilling(store.webhooks), threading.Event()
+    outbox.fail_next("claim", RuntimeError("unforeseen"), QUICK.at_once + 1)
+    deliverer = Deliverer(replace(store, webhooks=outbox), partial(post, web), key, AddressSettings(), QUICK)
+    finish()
+    for _ in range(QUICK.at_once + 1):
+        with pytest.raises(RuntimeError, match="unforeseen"):
+            deliverer.run(stop)
+    thread = threading.Thread(target=deliverer.run, args=(stop,))
+    thread.start()
+    try:
+        until(lambda: pending(store) == 0)
+    finally:
+        stop.set()
+        thread.join(20)
+    assert len(receiver.came) == 1
+
+
+def test_a_delivery_whose_record_fails_is_told_in_the_log_and_done_again(
+    store: Store, finish: Callable[..., str], deliver: Deliver, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish()
+    with closing(open_store(database_url, Policy(webhook_lease_s=0.2))) as forgetful:
+        outbox = Unwilling(forgetful.webhooks)
+        outbox.fail_next("delivered", RuntimeError("unforeseen"))
+        end = deliver(store=replace(forgetful, webhooks=outbox))
+        until(lambda: pending(store) == 0)
+        end()
+    assert "how its webhook went is lost" in caplog.text
+
+
 def test_deliveries_go_on_after_a_restart(
     store: Store, receiver: Receiver, finish: Callable[..., str], deliver: Deliver
 ) -> None:
-    receiver.statuses = [503]
+    patient = replace(QUICK, retry_delays_s=(0.5,) * 900)
+    receiver.statuses = [503] * 1000
     finish()
-    end = deliver(policy=replace(QUICK, retry_delays_s=(0.5,)))
+    end = deliver(policy=patient)
     until(lambda: receiver.came)
     end()
     assert pending(store) == 1
-    deliver()
+    came = len(receiver.came)
+    receiver.statuses.clear()
+    deliver(policy=patient)
     until(lambda: pending(store) == 0)
-    assert len(receiver.came) == 2
+    assert len(receiver.came) == came + 1
 
 
 def test_two_deliverers_tell_a_receiver_once(
@@ -227,11 +340,10 @@ def test_one_slow_receiver_does_not_keep_the_others_waiting(
     class SlowWeb:
         """Waits for the test at the first delivery."""
 
-        first = True
+        turns = itertools.count()
 
         def __call__(self, *arguments: object) -> int:
-            was_first, self.first = self.first, False
-            assert not was_first or go_on.wait(20)
+            assert next(self.turns) > 0 or go_on.wait(120)
             return post(web, *arguments)
 
     stop = threading.Event()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import picture_uri, until
+from conftest import WAIT_S, picture_uri, until
 from engines import CachingEngine, GatedEngine, SlowFiles, Unwilling
 from kontextd_server.files import FolderLimits, FolderStore, Label
 from kontextd_server.files.errors import StoreUnavailable as FilesUnavailable
@@ -167,7 +167,7 @@ def test_the_next_job_starts_while_the_previous_is_being_saved(
     start(engine.loaded, files=slow)
     first, second = submit(), submit()
     engine.let(6)
-    assert slow.entered.wait(30)
+    assert slow.entered.wait(WAIT_S)
     until(lambda: engine.made == 6)
     assert look_at(first).state is look_at(second).state is JobState.IN_PROGRESS
     slow.go_on.set()
@@ -244,7 +244,7 @@ def test_a_broken_engine_ends_its_worker_and_another_runs_the_job(
 ) -> None:
     worker = start(lambda: load_null(ScriptedEngine()))
     request_id = submit("break the engine")
-    worker.thread.join(30)
+    worker.thread.join(WAIT_S)
     assert worker.codes == [1]
     assert look_at(request_id).state is JobState.IN_PROGRESS
     assert store.leases.sweep(lost_worker="w1").requeued == (request_id,)
@@ -279,13 +279,14 @@ def test_a_file_store_that_is_away_is_asked_again_and_never_brings_the_job_back(
 
 
 def test_a_run_that_takes_too_long_is_stopped_with_fals_error(
-    store: Store, submit: Submit, completed: Completed, start: Start
+    store: Store, submit: Submit, completed: Completed, start: Start, look_at: Look
 ) -> None:
     engine = GatedEngine()
     start(engine.loaded, run_limit_s=1.0)
     request_id = submit(num_inference_steps=50)
     engine.let(3)
-    time.sleep(1.2)
+    until(lambda: engine.made == 3 or look_at(request_id).state is JobState.COMPLETED, "for its time to run")
+    time.sleep(1.2)  # longer than it may run, of which some is over
     engine.let(3)
     job = completed(request_id)
     assert (job.http_status, job.error_type) == (504, "generation_timeout")
@@ -298,7 +299,7 @@ def test_an_engine_that_cannot_be_loaded_ends_the_worker(store: Store, start: St
         raise RuntimeError("no engine today")
 
     worker = start(load)
-    worker.thread.join(30)
+    worker.thread.join(WAIT_S)
     assert worker.codes == [1]
     assert store.workers.all() == ()
 

@@ -9,14 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import supervisor_main
 from conftest import WAIT_S, until
-from kontextd_server.files import FolderStore
 from kontextd_server.store import Job, Outcome, Store
 from kontextd_server.worker import (
     Backoff,
@@ -107,10 +106,9 @@ def pids_in(notes: Path) -> list[int]:
 
 def is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 # Dying.
@@ -142,10 +140,12 @@ def test_each_run_gets_an_id_of_its_own_for_its_command(supervised: Callable[...
 def test_what_a_dead_child_had_started_ends_with_it(supervised: Callable[..., Supervised], notes: Path) -> None:
     code = """
 note("parent")
+heard, said = os.pipe()
 if os.fork() == 0:
     note("grandchild")
+    os.write(said, b"!")
     time.sleep(600)
-time.sleep(0.3)
+os.read(heard, 1)
 os.kill(os.getpid(), 9)
 """
     supervised(ChildSpec("w", lambda _: child(code, notes)), policy=SupervisorPolicy(tick_s=0.02))
@@ -200,9 +200,10 @@ def test_a_child_that_hangs_is_ended_and_started_again(
 def test_a_child_that_goes_on_saying_that_it_lives_is_left_alone(
     supervised: Callable[..., Supervised], notes: Path
 ) -> None:
-    code = 'note("up")\nfor n in range(100):\n    say("WATCHDOG=1")\n    note(n)\n    time.sleep(0.1)'
-    supervised(ChildSpec("w", lambda _: child(code, notes), silence_s=1.0))
-    until(lambda: len(words_in(notes)) >= 15)
+    code = 'note("up")\nwhile True:\n    say("WATCHDOG=1")\n    note("on")\n    time.sleep(0.1)'
+    began, silence_s = time.monotonic(), 4.0  # longer than a busy machine lets a child wait for its turn
+    supervised(ChildSpec("w", lambda _: child(code, notes), silence_s=silence_s))
+    until(lambda: words_in(notes).count("on") >= 15 and time.monotonic() > began + 1.5 * silence_s)
     assert words_in(notes).count("up") == 1
 
 
@@ -217,26 +218,70 @@ def test_at_the_end_children_are_asked_first_and_killed_after_a_bound(
     one = supervised(
         ChildSpec("a", lambda _: child(polite, notes)),
         ChildSpec("b", lambda _: child(stubborn, notes)),
-        policy=SupervisorPolicy(tick_s=0.02, stop_s=1.0, term_s=2.0),
+        policy=SupervisorPolicy(tick_s=0.02, stop_s=3.0, term_s=60.0),
     )
     until(lambda: len(words_in(notes)) == 2)
     began = time.monotonic()
     assert one.end() == 0
-    assert time.monotonic() - began < 5
+    assert 3.0 <= time.monotonic() - began < 60
     assert words_in(notes)[2:] == ["asked"]
     assert not any(is_alive(pid) for pid in pids_in(notes))
 
 
 def test_a_second_signal_ends_everything_at_once(supervised: Callable[..., Supervised], notes: Path) -> None:
-    stubborn = 'signal.signal(15, signal.SIG_IGN); note("stubborn"); time.sleep(600)'
-    one = supervised(ChildSpec("b", lambda _: child(stubborn, notes)), policy=SupervisorPolicy(stop_s=600.0))
+    stubborn = 'signal.signal(15, lambda *_: note("asked")); note("stubborn"); time.sleep(600)'
+    policy = SupervisorPolicy(stop_s=600.0, again_s=0.0)
+    one = supervised(ChildSpec("b", lambda _: child(stubborn, notes)), policy=policy)
     until(lambda: words_in(notes))
     one.signals.wake(signal.SIGTERM)
-    time.sleep(0.3)
+    until(lambda: "asked" in words_in(notes))
     one.signals.wake(signal.SIGINT)
     one.thread.join(WAIT_S)
     assert one.codes == [0]
     assert not is_alive(pids_in(notes)[0])
+
+
+class Counted(SignalPipe):
+    """What has been taken in, and how often somebody has looked since."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken, self.looks = b"", 0
+
+    def wait(self, timeout_s: float) -> bytes:
+        self.looks += 1
+        if arrived := super().wait(timeout_s):
+            self.taken, self.looks = self.taken + arrived, 0
+        return arrived
+
+
+def test_a_signal_in_quick_succession_leaves_children_their_time(
+    supervised: Callable[..., Supervised], notes: Path, tmp_path: Path
+) -> None:
+    """What forwards the Ctrl-C of a terminal repeats it, and the death of a parent is told once a thread."""
+    gate, signals = tmp_path / "gate", Counted()
+    draining = f"""
+def drain(*_):
+    note("asked")
+    while not os.path.exists({str(gate)!r}):
+        time.sleep(0.01)
+    note("drained")
+    sys.exit(0)
+signal.signal(15, drain)
+note("up")
+time.sleep(600)
+"""
+    policy = SupervisorPolicy(tick_s=0.02, stop_s=600.0, again_s=600.0)
+    one = supervised(ChildSpec("b", lambda _: child(draining, notes)), policy=policy, signals=signals)
+    until(lambda: words_in(notes))
+    signals.wake(signal.SIGINT)
+    until(lambda: "asked" in words_in(notes))
+    signals.wake(signal.SIGINT)
+    until(lambda: signals.taken.count(signal.SIGINT) == 2 and signals.looks >= 2)
+    gate.touch()
+    one.thread.join(WAIT_S)
+    assert one.codes == [0]
+    assert words_in(notes) == ["up", "asked", "drained"]
 
 
 def test_children_end_when_their_supervisor_is_killed(forkserver: ForkServerContext, notes: Path) -> None:
@@ -295,12 +340,12 @@ def test_systemd_is_told_when_all_children_are_ready(
     with NotifySocket(tmp_path / "systemd.sock") as systemd:
         heard: list[str] = []
         one = supervised(
-            ChildSpec("a", lambda _: child('say("READY=1"); note("a"); time.sleep(600)', notes)),
+            ChildSpec("a", lambda _: child('note("a"); say("READY=1"); time.sleep(600)', notes)),
             ChildSpec("b", lambda _: child('note("b"); time.sleep(0.3); say("READY=1"); time.sleep(600)', notes)),
             environment={**os.environ, "NOTIFY_SOCKET": systemd.address},
         )
-        until(lambda: len(words_in(notes)) == 2)
-        until(lambda: "READY=1" in (heard.extend(systemd.heard()) or heard))
+        until(lambda: "READY=1" in (heard.extend(systemd.heard()) or heard))  # heard at once: what waits may be dropped
+        assert sorted(words_in(notes)) == ["a", "b"]
         one.end()
         heard += systemd.heard()
     assert heard[0] == "WATCHDOG=1"
@@ -333,18 +378,18 @@ def worker_command(database_url: str, tmp_path: Path) -> Callable[..., Callable[
 
 def test_a_job_that_kills_or_hangs_its_workers_fails_for_good_and_others_run(
     store: Store,
-    files: FolderStore,
     supervised: Callable[..., Supervised],
     worker_command: Callable[..., Callable[[str], list[str]]],
     submit: Callable[..., str],
     completed: Callable[[str], Job],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    housekeeping = Housekeeping(store, files, HousekeepingPolicy(sweep_s=60.0))
+    housekeeping = Housekeeping(store, HousekeepingPolicy(sweep_s=60.0))
     poison, harmless = submit("die", webhook_url="https://studio.example"), submit()
     hanging = submit("hang", no_retry=True)
     spec = ChildSpec("w", worker_command(deadlines={"step_s": 1.0}), is_worker=True, silence_s=60.0)
-    one = supervised(spec, companions=[housekeeping], on_lost=housekeeping.report_lost)
+    patient = replace(QUICK, stop_s=60.0, term_s=60.0)  # for a worker that is to sign off
+    one = supervised(spec, companions=[housekeeping], on_lost=housekeeping.report_lost, policy=patient)
     assert completed(harmless).outcome is Outcome.OK
     assert how(completed(poison)) == (Outcome.FAILED, 3, 500, "runner_disconnected")
     assert how(completed(hanging)) == (Outcome.FAILED, 1, 500, "runner_disconnected")
