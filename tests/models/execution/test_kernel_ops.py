@@ -55,10 +55,11 @@ def test_every_kind_of_block_is_near_to_its_formulas(embedded_folder: Path, dtyp
     assert 0 < trial.error(Way.eager("kernels", KernelOps()), Way.eager("formulas", BlockOps())) <= 1
 
 
-@pytest.mark.parametrize(("precision", "least_db"), [("full", 90), ("fp8", 50)])
+@pytest.mark.parametrize(("precision", "least_db"), [("full", 80), ("fp8", 50)])
 def test_a_picture_by_kernels_is_that_by_formulas_but_for_rounding(
     embedded_folder: Path, photo: Photo, precision: str, least_db: float
 ) -> None:
+    """80 dB are fifty of the 73,728 numbers, off by one of 255: how many differ by rounding is the CPU's affair."""
     by_kernels = engine_of(embedded_folder, precision=precision, kernels="on")
     assert by_kernels.model.blocks.way == "uncompiled with native attention and kernels"
     by_formulas = engine_of(embedded_folder, precision=precision)
