@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -56,7 +55,7 @@ _HOST = torch.device("cpu")
 
 
 class Engine:
-    """Used by one thread at a time; `edit` of a second caller raises `EngineBusy`."""
+    """Used by one thread at a time; `edit` of a second caller, on any engine around the model, raises `EngineBusy`."""
 
     def __init__(self, model: LoadedModel, config: EngineConfig, gate: SafetyGate | None = None) -> None:
         self.model = model
@@ -66,7 +65,6 @@ class Engine:
         self._stack, self._lora_limits = LoraStack(model, config), config.lora_limits
         self._gate = gate or SafetyGate(config.safety)
         self._projection: Projection | None = None
-        self._busy = threading.Lock()
 
     @classmethod
     def load(cls, config: EngineConfig) -> Engine:
@@ -74,7 +72,7 @@ class Engine:
 
         Raises `ModelError` naming the file at fault, `InvalidValue` for a setting that cannot be, and `OutOfMemory`.
         """
-        with _no_autograd():
+        with _own_modes():
             # The gate first: its faults show in a second, a large model takes a minute.
             gate = _loaded(lambda: SafetyGate(config.safety), config)
             return cls(_loaded(lambda: load_model(config), config), config, gate)
@@ -92,12 +90,12 @@ class Engine:
         return self._alone(edit)
 
     def _alone(self, edit: Edit) -> Events:
-        if not self._busy.acquire(blocking=False):
-            raise EngineBusy("an edit is running; this engine makes one at a time. Wait for it, or close its iterator.")
+        if not self.model.busy.acquire(blocking=False):
+            raise EngineBusy("an edit is running; this model makes one at a time. Wait for it, or close its iterator.")
         try:
-            done = yield from self._recovering(_without_autograd(self._run(edit)))
+            done = yield from self._recovering(_in_own_modes(self._run(edit)))
         finally:
-            self._busy.release()
+            self.model.busy.release()
         yield done
 
     def _run(self, edit: Edit) -> Work:
@@ -243,15 +241,15 @@ def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0].rstrip(".") or type(error).__name__
 
 
-def _without_autograd(run: Work) -> Work:
-    """Advance `run` without autograd, and give its consumer its own mode back at each yield.
+def _in_own_modes(run: Work) -> Work:
+    """Advance `run` in the engine's modes, and give its consumer its own ones back at each yield.
 
     A generator that yields inside `with torch.no_grad()` would leave its consumer without gradients.
     """
     try:
         while True:
             try:
-                with _no_autograd():
+                with _own_modes():
                     step = next(run)
             except StopIteration as stop:
                 done: Done = stop.value
@@ -262,9 +260,13 @@ def _without_autograd(run: Work) -> Work:
 
 
 @contextmanager
-def _no_autograd() -> Iterator[None]:
-    """`no_grad`, and no `inference_mode` even where the caller is in it: what that makes cannot be changed in place."""
-    with torch.inference_mode(False), torch.no_grad():
+def _own_modes() -> Iterator[None]:
+    """`no_grad`, and neither `inference_mode` nor `autocast` even where the caller is in them.
+
+    What the one makes cannot be changed in place, and what the other rounds would be kept for other callers.
+    """
+    no_autocast = torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), no_autocast[0], no_autocast[1]:
         yield
 
 

@@ -1,7 +1,7 @@
 """The fixed edits of the proofs, and one boiled down to a SHA-256: two engines agree if they print the same.
 
-Knows engines; judges nothing. `python -m kontextd_models.fingerprint MODEL DEVICE DTYPE MODE` prints the SHA-256 from a
-process of its own; MODEL "-" is the embedded demonstration model.
+Knows engines; judges nothing. `python -m kontextd_models.fingerprint MODEL DEVICE DTYPE MODE MAX_AREA` prints the
+SHA-256 from a process of its own; MODEL "-" is the embedded demonstration model, MAX_AREA "-" the model's own.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from kontextd_models import Done, EditRequest, EngineConfig, MemoryMode, load_engine
+from kontextd_models import Done, EditRequest, EngineConfig, MemoryMode, ResolutionMode, load_engine
 from kontextd_models.acceleration.table import SHIPPED
 from kontextd_models.pictures import PICTURES, picture_at
+from kontextd_models.resolution import plan
 
 if TYPE_CHECKING:
     from kontextd_models.engine import Engine
@@ -41,11 +42,11 @@ def fixed_edit(engine: Engine, picture: Image.Image, prompt: str, steps: int, *,
 
 
 def native_size(engine: Engine, aspect: float) -> tuple[int, int]:
-    """The model's preferred (width, height) nearest to an aspect, so that an edit at it is not scaled."""
-    fitting = [
-        size for size in engine.model.limits.preferred_sizes if size[0] * size[1] <= engine.model.limits.max_area
-    ]
-    return min(fitting or engine.model.limits.preferred_sizes, key=lambda size: abs(size[0] / size[1] / aspect - 1))
+    """The (width, height) that `auto` makes of an aspect, so that an edit at it is not scaled, whatever the ceiling."""
+    limits = engine.model.limits
+    height = 1000 * limits.min_input_side  # so large that nothing is rounded
+    made = plan(ResolutionMode.AUTO, round(aspect * height), height, limits)
+    return made.width, made.height
 
 
 def photo_at(size: tuple[int, int]) -> Image.Image:
@@ -63,13 +64,19 @@ def exactly(config: EngineConfig) -> EngineConfig:
 
 def arguments(config: EngineConfig) -> list[str]:
     """What to call this module with for the same engine in another process."""
-    return [str(config.model or "-"), config.device, config.dtype, config.memory_mode.value]
+    return [
+        str(config.model or "-"),
+        config.device,
+        config.dtype,
+        config.memory_mode.value,
+        str(config.max_area or "-"),
+    ]
 
 
 def main() -> None:
-    model, device, dtype, mode = sys.argv[1:]
-    folder = None if model == "-" else Path(model)
-    config = EngineConfig(model=folder, device=device, dtype=dtype, memory_mode=MemoryMode(mode))
+    model, device, dtype, mode, area = sys.argv[1:]
+    folder, max_area = None if model == "-" else Path(model), None if area == "-" else int(area)
+    config = EngineConfig(model=folder, device=device, dtype=dtype, memory_mode=MemoryMode(mode), max_area=max_area)
     print(fingerprint(load_engine(exactly(config))))
 
 

@@ -7,6 +7,7 @@ from the folder, and weights are safetensors, so nothing that lies in the folder
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -80,7 +81,8 @@ class LoadingPlan:
 class LoadedModel:
     """A pipeline whose weights lie where `memory_mode` wants them, and what its folder says of it.
 
-    `masters` keep the weights as they were loaded, where `execution` has turned some into float8.
+    `masters` keep the weights as they were loaded, where `execution` has turned some into float8. An edit holds `busy`:
+    the weights are what its LoRAs make of them, for all engines around this model.
     """
 
     pipeline: Pipeline
@@ -95,6 +97,7 @@ class LoadedModel:
     execution: ExecutionPlan = field(default_factory=ExecutionPlan)
     blocks: Blocks = NATIVE
     masters: Masters | None = None
+    busy: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @property
     def notes(self) -> tuple[str, ...]:

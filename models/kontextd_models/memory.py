@@ -1,8 +1,8 @@
 """Memory modes: where the weights live while an edit runs. Knows sizes and devices; knows no requests and no images.
 
-`choose` is arithmetic on bytes; torch comes in with `place` and `free_bytes`, so `doctor` can plan without it. What a
-mode needs on the device, R being a reserve of 1 GB for the CUDA context, cuBLAS and fragments, A the activations, and K
-what presets keep of the reference:
+`choose` is arithmetic on bytes; torch comes in with `place`, `free_bytes` and `forget`, so `doctor` can plan without
+it. What a mode needs on the device, R being a reserve of 1 GB for the CUDA context, cuBLAS and fragments, A the
+activations, and K what presets keep of the reference:
 
 | mode | on the device | FLUX.1 Kontext, bfloat16, A at 1 MP + 1 MP | 2 MP + 2 MP |
 |---|---|---|---|
@@ -29,7 +29,9 @@ be written in place between two edits.
 
 from __future__ import annotations
 
+import gc
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -194,6 +196,21 @@ def rest(pipeline: Pipeline) -> None:
             hook = registry.get_hook("group_offloading") if registry else None
             if hook is not None:
                 hook.group.offload_()
+
+
+def forget() -> None:
+    """Free what an engine that was given up has left, such as its compiled functions: torch keeps eight ways of each.
+
+    Without it the device's memory seems to be full for the next engine: torch keeps what it once had.
+    """
+    import torch
+
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:

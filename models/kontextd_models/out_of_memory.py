@@ -5,6 +5,7 @@
 | torch's allocator for CUDA, Python | `torch.OutOfMemoryError`, `MemoryError` |
 | CUDA's runtime, such as pinned host memory | `torch.AcceleratorError` with error code 2 |
 | cuBLAS, cuDNN, CUDA's driver, Triton; torch's allocator for the CPU | `RuntimeError`, the reason in its text only |
+| torch's allocator for CUDA, while torch compiles | the compiler's own `RuntimeError`, the class in its text only |
 
 cuBLAS and cuDNN allocate outside of torch's allocator: handles, workspaces, kernels that are loaded on first use. Their
 statuses are NVIDIA's names, put into the text by torch (ATen/cuda/Exceptions.h); that torch reports them so is tried
@@ -25,6 +26,7 @@ _CERTAIN = re.compile(
     r"|\bCUDNN_STATUS_ALLOC_FAILED\b"  # cuDNN 8; the two below are what cuDNN 9 has in its place
     r"|\bCUDNN_STATUS_INTERNAL_ERROR_(HOST|DEVICE)_ALLOCATION_FAILED\b"
     r"|\bCUDA driver error: out of memory\b"
+    r"|\bOutOfMemoryError: CUDA out of memory\b"  # such as BackendCompilerFailed quotes it
     r"|\bTriton Error \[CUDA\]: out of memory\b"
     r"|\bDefaultCPUAllocator: can't allocate memory\b"
 )

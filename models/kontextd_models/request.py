@@ -48,7 +48,7 @@ def check(request: EditRequest, limits: ModelLimits, lora_limits: LoraLimits = _
     Raises an `InputError` that names the field, its value and its range.
     """
     _check_whole("num_inference_steps", request.num_inference_steps, 1, MAX_STEPS)
-    _check_whole("num_images", request.num_images, 1, MAX_IMAGES)
+    check_num_images(request.num_images)
     if request.seed is not None:
         _check_whole("seed", request.seed, 0, SEED_RANGE - 1)
     _check_whole("preview_interval", request.preview_interval, 0, None)
@@ -70,6 +70,11 @@ def check(request: EditRequest, limits: ModelLimits, lora_limits: LoraLimits = _
         acceleration=acceleration,
         loras=loras,
     )
+
+
+def check_num_images(value: object) -> None:
+    """Raises `InvalidValue`."""
+    _check_whole("num_images", value, 1, MAX_IMAGES)
 
 
 def seeds(seed: int | None, num_images: int) -> tuple[int, ...]:
@@ -109,9 +114,18 @@ def _checked_loras(loras: Sequence[LoraWeight], max_scale: float) -> tuple[LoraW
                 f"{max_scale:g}.",
                 index=index,
             )
-        if not lora.path.is_file():
+        if not _is_file(index, lora):
             raise LoraFileError(f"{label(index, lora)}: there is no such file. Give one that is there.", index=index)
     return tuple(loras)
+
+
+def _is_file(index: int, lora: LoraWeight) -> bool:
+    try:
+        return lora.path.is_file()
+    except OSError as error:  # such as a name that is too long
+        raise LoraFileError(
+            f"{label(index, lora)}: {error.strerror}. Give a file that is there.", index=index
+        ) from error
 
 
 def _is_number(value: object) -> TypeGuard[float]:

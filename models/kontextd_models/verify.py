@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import subprocess
 import sys
@@ -112,7 +111,7 @@ def _on_one_engine(subject: Subject, engine: Engine) -> Iterator[Check]:
 
 
 def _on_fresh_engines(subject: Subject, wanted: str, is_cuda: bool) -> Iterator[Check]:
-    _forget()
+    memory.forget()
     yield _guarded("restart", partial(check_restart, subject, wanted))
     for mode in MemoryMode:
         if mode is not MemoryMode.AUTO:
@@ -178,10 +177,12 @@ def check_memory_mode(subject: Subject, mode: MemoryMode, wanted: str, is_cuda: 
     name = f"memory {mode.value}"
     if not is_cuda and mode is not MemoryMode.RESIDENT:
         return Check(name, None, "on the CPU everything lies in host memory")
-    _forget()
+    memory.forget()
     free, need = memory.free_bytes(pick_device(subject.config.device)), subject.needs.get(mode, 0)
     if is_cuda and need > free:
         return Check(name, None, f"needs {need / 1e9:.1f} GB of the {free / 1e9:.1f} GB free", {"needed_bytes": need})
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(pick_device(subject.config.device))
     began = time.perf_counter()
     engine = subject.load(replace(subject.config, memory_mode=mode))
     loaded = time.perf_counter()
@@ -262,14 +263,6 @@ def _needs(config: EngineConfig) -> Mapping[MemoryMode, int]:
     dtype = pick_dtype(config.dtype, pick_device(config.device))
     area = config.max_area or folder.card.limits.max_area
     return memory.needs(memory.sizes_of(folder, dtype.itemsize, area))
-
-
-def _forget() -> None:
-    """Free what engines that went away have left."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def _fill(device: torch.device) -> list[torch.Tensor]:

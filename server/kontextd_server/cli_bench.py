@@ -18,13 +18,14 @@ from kontextd_server.cli_trials import (
     encoding_anew,
     facts_of,
     header,
+    kept_whatever_fails,
     quiet_engine,
     subject_of,
     told,
 )
 from kontextd_server.files.atomic import make_folder, replace_whole
 from kontextd_server.picture_files import UsageError
-from kontextd_server.report.figures import aligned, db_json, db_text, size_text
+from kontextd_server.report.figures import aligned, counted, db_json, db_text, size_text
 from kontextd_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,26 +64,12 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     check_can_be_folder(arguments.out, "--out")
     subject = subject_of(arguments, settings, arguments.sizes)
     told(f"loading {subject.folder.card.name}", quiet=arguments.json)
-    runner = _runner(settings, subject)
-    with quiet_engine():
-        tally, strips = _measured(runner, subject, arguments.repeats, quiet=arguments.json)
-    results = _results(runner, tally, arguments.repeats)
-    warnings = [*runner.warnings, *_flagged(tally.compared)]
-    from kontextd_server.report.bench import bench_page
-
-    page = bench_page(
-        {**facts_of(results, subject.cases), "presets": str(runner.engine.presets.file)},
-        tally.speeds(),
-        tally.fidelities(),
-        tally.compared,
-        strips,
-        warnings,
-    )
-    folder = make_folder(arguments.out)
-    replace_whole(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
-    replace_whole(folder / "report.html", page.encode())
-    report = folder / "report.html"
-    print(json.dumps(results, indent=2) if arguments.json else f"{_text(tally, warnings)}\n\nreport: {report}")
+    found = _Found(_runner(settings, subject), subject, arguments.repeats)
+    with kept_whatever_fails(lambda: _report_broken_off(arguments.out, found, quiet=arguments.json)), quiet_engine():
+        found.measure(quiet=arguments.json)
+    results = _report(arguments.out, found)
+    report = arguments.out / "report.html"
+    print(json.dumps(results, indent=2) if arguments.json else f"{_text(found)}\n\nreport: {report}")
     return 0
 
 
@@ -92,20 +79,60 @@ def _runner(settings: Settings, subject: Subject) -> Runner:
     return Runner(load_engine(encoding_anew(settings.engine_config())), subject.manner)
 
 
-def _measured(runner: Runner, subject: Subject, repeats: int, *, quiet: bool) -> tuple[Tally, list[Strip]]:
-    """All figures, and the pictures of every case as a page holds them."""
-    from kontextd_models.trials.benching import bench, count_rounds
-    from kontextd_models.trials.tally import Tally
+class _Found:
+    """All figures so far, and the pictures of every case as a page holds them."""
 
-    from kontextd_server.report.bench import strip_of
+    def __init__(self, runner: Runner, subject: Subject, repeats: int) -> None:
+        from kontextd_models.trials.benching import count_rounds
+        from kontextd_models.trials.tally import Tally
 
-    tally, strips, total = Tally(), [], count_rounds(subject.cases, repeats)
-    for number, made in enumerate(bench(runner, subject.cases, repeats), 1):
-        told(f"{number}/{total}  {_line(made)}", quiet=quiet)
-        tally.add(made)
-        if made.likeness:
-            strips.append(strip_of(made))
-    return tally, strips
+        self.runner, self.subject, self.repeats = runner, subject, repeats
+        self.tally = Tally()
+        self.strips: list[Strip] = []
+        self.rounds, self.all_rounds = 0, count_rounds(subject.cases, repeats)
+
+    @property
+    def warnings(self) -> list[str]:
+        ended = f"it was broken off: these are figures of {self.rounds} of {counted(self.all_rounds, 'round')}."
+        broken_off = [ended] if self.rounds < self.all_rounds else []
+        return [*broken_off, *self.runner.warnings, *_flagged(self.tally.compared)]
+
+    def measure(self, *, quiet: bool) -> None:
+        from kontextd_models.trials.benching import bench
+
+        from kontextd_server.report.bench import strip_of
+
+        for made in bench(self.runner, self.subject.cases, self.repeats):
+            told(f"{self.rounds + 1}/{self.all_rounds}  {_line(made)}", quiet=quiet)
+            if made.likeness:
+                self.strips.append(strip_of(made))
+            self.tally.add(made)
+            self.rounds += 1
+
+
+def _report_broken_off(out: Path, found: _Found, *, quiet: bool) -> None:
+    """Nothing, where no round was finished."""
+    if found.rounds:
+        _report(out, found)
+        told(f"report of what was measured: {out / 'report.html'}", quiet=quiet)
+
+
+def _report(out: Path, found: _Found) -> dict[str, object]:
+    """Write both reports."""
+    from kontextd_server.report.bench import bench_page
+
+    results, tally, folder = _results(found), found.tally, make_folder(out)
+    replace_whole(folder / "results.json", (json.dumps(results, indent=2) + "\n").encode())
+    page = bench_page(
+        {**facts_of(results, found.subject.cases), "presets": str(found.runner.engine.presets.file)},
+        tally.speeds(),
+        tally.fidelities(),
+        tally.compared,
+        found.strips,
+        found.warnings,
+    )
+    replace_whole(folder / "report.html", page.encode())
+    return results
 
 
 def _line(made: Round) -> str:
@@ -117,11 +144,12 @@ def _line(made: Round) -> str:
     return "  ".join(parts)
 
 
-def _text(tally: Tally, warnings: Sequence[str]) -> str:
+def _text(found: _Found) -> str:
     from kontextd_server.report.bench import LPIPS
 
+    tally = found.tally
     parts = [f"medians of warm edits\n{_speed_table(tally)}", f"fidelity to none\n{_fidelity_table(tally)}\n{LPIPS}"]
-    return "\n\n".join([*parts, *(f"warning: {warning}" for warning in warnings)])
+    return "\n\n".join([*parts, *(f"warning: {warning}" for warning in found.warnings)])
 
 
 def _speed_table(tally: Tally) -> str:
@@ -159,15 +187,17 @@ def _fidelity_table(tally: Tally) -> str:
     return aligned(head, rows, texts=2)
 
 
-def _results(runner: Runner, tally: Tally, repeats: int) -> dict[str, object]:
+def _results(found: _Found) -> dict[str, object]:
     from kontextd_models.acceleration.table import row_as_json
 
     from kontextd_server.report.bench import LPIPS
 
-    table = runner.engine.presets
+    table, tally = found.runner.engine.presets, found.tally
     return {
-        **header(runner),
-        "repeats": repeats,
+        **header(found.runner),
+        "repeats": found.repeats,
+        "rounds": found.rounds,
+        "rounds_planned": found.all_rounds,
         "presets": {
             "file": str(table.file),
             "about": table.about,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +19,7 @@ from kontextd_server.cli_trials import (
     add_trial_options,
     facts_of,
     header,
+    kept_whatever_fails,
     quiet_engine,
     subject_of,
     told,
@@ -73,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Ctrl-C writes reports of what is known by then, and no preset file."""
+    """Ctrl-C and errors leave reports of what is known by then, and no preset file."""
     began = time.monotonic()
     files = _Files.beside(arguments.out)
     files.check(is_forced=arguments.force)
@@ -85,14 +84,9 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
 
     budget = Budget(arguments.budget, spent=time.monotonic() - began)
     found = _Found(subject, Sweep(subject.cases, budget), quiet=arguments.json)
-    try:
-        with quiet_engine():
-            found.sweep_all(settings, _precisions(arguments.precision), gates)
-    except KeyboardInterrupt:
-        if found.sweep.points:
-            _report(files, found, gates, None)
-        raise
-    choice = choose(found.sweep.points, gates, found.precisions[0])
+    with kept_whatever_fails(lambda: _report_broken_off(files, found, gates, quiet=arguments.json)), quiet_engine():
+        found.sweep_all(settings, _precisions(arguments.precision), gates)
+        choice = choose(found.sweep.points, gates, found.precisions[0])
     results, outcome = _report(files, found, gates, choice)
     _write_table(files.table, found, gates, choice, outcome.in_a_sentence(), is_forced=arguments.force)
     told_of = f"presets: {files.table}, for KONTEXTD_PRESETS or --presets\nreport:  {files.report}"
@@ -162,10 +156,11 @@ class _Found:
 
     def sweep_all(self, settings: Settings, asked: Sequence[str], gates: Gates) -> None:
         """Each precision for an even share of the time that is left, on an engine of its own."""
+        from kontextd_models.memory import forget
+
         for number, precision in enumerate(asked):
             self._sweep_one(settings, precision, self.sweep.budget.left() / (len(asked) - number), gates)
-            _forget_compiled()
-            gc.collect()  # the engine: the next one needs its room
+            forget()  # the engine: the next one needs its room
         if not self.precisions:
             raise UsageError(f"--precision {' '.join(asked)} cannot be had here: {' '.join(self.said)}")
 
@@ -183,9 +178,11 @@ class _Found:
         rows = self._rows(runner)
         self.precisions.append(engine.model.execution.precision)
         left = max(0.0, self.sweep.budget.left() - until)
-        self._try(runner, rows, left * (1 - _FOR_RUN_OFF))
-        self._run_off(runner, gates, max(0.0, self.sweep.budget.left() - until))
-        self.said |= runner.warnings
+        try:
+            self._try(runner, rows, left * (1 - _FOR_RUN_OFF))
+            self._run_off(runner, gates, max(0.0, self.sweep.budget.left() - until))
+        finally:
+            self.said |= runner.warnings
 
     def _rows(self, runner: Runner) -> list[Candidate]:
         """Of the first precision the pictures of `none` are made first; another's is a row like all."""
@@ -216,11 +213,11 @@ class _Found:
             told(f"{counted(len(rows), 'row')} again, in turns with none: {turn}/{TURNS}", quiet=self._quiet)
 
 
-def _forget_compiled() -> None:
-    """Of an engine that is given up: the next one compiles the same functions, and torch keeps eight ways of each."""
-    dynamo = sys.modules.get("torch._dynamo")
-    if dynamo is not None:
-        dynamo.reset()
+def _report_broken_off(files: _Files, found: _Found, gates: Gates, *, quiet: bool) -> None:
+    """Nothing, where no row was tried."""
+    if found.sweep.points:
+        _report(files, found, gates, None)
+        told(f"report of what was measured: {files.report}", quiet=quiet)
 
 
 def _report(files: _Files, found: _Found, gates: Gates, choice: Choice | None) -> tuple[dict[str, object], Outcome]:

@@ -63,12 +63,13 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     from kontextd_models.embedded import embedded_model_dir
     from kontextd_models.folder import check_folder
     from kontextd_models.intake import IntakeLimits, open_image
-    from kontextd_models.request import check
+    from kontextd_models.request import check, check_num_images
 
+    check_num_images(arguments.num_images)  # before that many paths are made
     loras = parse_loras(arguments.lora, settings)
     if not arguments.image.is_file():
         raise UsageError(f"{arguments.image} is no file; check the path.")
-    paths = targets(arguments.image, arguments.out, max(1, arguments.num_images))
+    paths = targets(arguments.image, arguments.out, arguments.num_images)
     if arguments.preview:
         check_can_be_folder(arguments.preview, "--preview")
     folder = check_folder(settings.model or embedded_model_dir())
@@ -133,7 +134,7 @@ def parse_loras(texts: Sequence[str], settings: Settings) -> tuple[LoraWeight, .
 def parse_lora(text: str, roots: LoraRoots) -> LoraWeight:
     """`PATH` or `PATH:SCALE`; a colon that no number follows belongs to the path. Raises `UsageError`."""
     path, colon, tail = text.rpartition(":")
-    scale = _number(tail) if colon and not Path(text).exists() else None
+    scale = _number(tail) if colon and not os.path.exists(text) else None
     if scale is None:
         return LoraWeight(_lora_file(text, roots), 1.0, text)
     return LoraWeight(_lora_file(path, roots), scale, path)
@@ -150,7 +151,7 @@ def _lora_file(text: str, roots: LoraRoots) -> Path:
     """A file of this machine, or what a request of a server would call it."""
     from kontextd_server.fetch.errors import FetchError
 
-    if Path(text).is_file():
+    if os.path.isfile(text):  # where the name is too long for a file too, which Path.is_file raises
         return Path(text)
     try:
         found = roots.find(text)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kontextd_models.checks import Check, as_json, failed
 
+from kontextd_server.files.atomic import replace_whole
 from kontextd_server.picture_files import UsageError
 from kontextd_server.settings import Settings
 
@@ -67,7 +68,7 @@ def run_doctor(arguments: argparse.Namespace, settings: Settings) -> int:
 def run_verify(arguments: argparse.Namespace, settings: Settings) -> int:
     """The report is written whatever the outcome: a failed proof is worth keeping too."""
     out = arguments.out or Path("kontextd-verify.json")
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or out.is_dir():
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK) or (out.exists() and not out.is_file()):
         raise UsageError(f"--out {out} cannot be written; name a file in a folder that exists.")
     from kontextd_models.probe import versions
     from kontextd_models.verify import checks, subject_of
@@ -75,7 +76,7 @@ def run_verify(arguments: argparse.Namespace, settings: Settings) -> int:
     date, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     found = _shown(checks(subject_of(settings.engine_config())), quiet=arguments.json)
     report = as_json(found, date=date, seconds=round(time.monotonic() - began, 1), versions=versions())
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    replace_whole(out, (json.dumps(report, indent=2) + "\n").encode())
     print(json.dumps(report, indent=2) if arguments.json else f"report: {out}")
     return 1 if failed(found) else 0
 

@@ -6,7 +6,7 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -94,7 +94,9 @@ def subject_of(arguments: argparse.Namespace, settings: Settings, sizes: Sequenc
         sizes,
     )
     manner = Manner(arguments.steps, arguments.guidance, arguments.seed, not arguments.no_safety)
-    _check(found[0], manner, folder, settings)
+    by_prompt, by_loras = {case.prompt: case for case in found}, {case.loras: case for case in found}
+    for case in (*by_prompt.values(), *by_loras.values()):
+        _check(case, manner, folder, settings)
     return Subject(folder, found, manner)
 
 
@@ -108,6 +110,19 @@ def quiet_engine() -> Iterator[None]:
         yield
     finally:
         log.setLevel(before)
+
+
+@contextmanager
+def kept_whatever_fails(report: Callable[[], object]) -> Iterator[None]:
+    """Where the block fails, report what is known by then; its error goes on, also where the report fails in turn."""
+    try:
+        yield
+    except BaseException:
+        try:
+            report()
+        except Exception as error:  # such as a full disk: what ended the block matters more
+            told(f"what was measured could not be written: {error}", quiet=False)
+        raise
 
 
 def told(text: str, *, quiet: bool) -> None:

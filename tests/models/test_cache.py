@@ -171,6 +171,18 @@ def test_what_is_cached_is_what_the_tensors_take(tiny_folder: Path, photo: Photo
     assert engine.references.used_bytes == 4 * (16 * 64 + 16 * 3)
 
 
+def test_a_caller_s_autocast_reaches_neither_the_picture_nor_the_caches(tiny_folder: Path, photo: Photo) -> None:
+    plain = edited(load(tiny_folder), photo(64, 64))
+    engine = load(tiny_folder)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        first = edited(engine, photo(64, 64))
+        assert torch.is_autocast_enabled("cpu")
+    second = edited(engine, photo(64, 64))
+    assert second.cache_hits == {"prompt": True, "reference": True}
+    for done in (first, second):
+        assert np.array_equal(np.asarray(done.images[0]), np.asarray(plain.images[0]))
+
+
 def test_what_was_cached_in_a_caller_s_inference_mode_serves_outside_of_it(tiny_folder: Path, photo: Photo) -> None:
     engine = load(tiny_folder)
     with torch.inference_mode():

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_lora
 import torch
-from kontextd_models import Done, EditRequest, EngineConfig, Step, load_engine
+from kontextd_models import Done, EditRequest, EngineConfig, LoraWeight, Step, load_engine
 from kontextd_models.engine import Engine
 from kontextd_models.errors import EngineBusy
 from kontextd_models.errors import OutOfMemory as EngineOutOfMemory
@@ -45,6 +46,22 @@ def test_a_second_edit_is_refused_while_one_runs_and_welcome_after_it(
     *_, done = first
     assert np.array_equal(pixels(done)[0], alone)
     assert run(tiny_engine, replace(tiny_request, seed=8)).images
+
+
+def test_two_engines_around_one_model_take_turns(
+    tiny_engine: Engine, tiny_request: EditRequest, tmp_path: Path
+) -> None:
+    """Its weights are what the LoRAs of one edit make of them, and those of the other may have none."""
+    inked = replace(tiny_request, loras=(LoraWeight(tiny_lora.write(tmp_path / "ink.safetensors")),))
+    alone = pixels(run(tiny_engine, inked))[0]
+    other = Engine(tiny_engine.model, EngineConfig())
+    first = tiny_engine.edit(inked)
+    next(first)
+    with pytest.raises(EngineBusy, match="this model makes one at a time"):
+        next(other.edit(tiny_request))
+    *_, done = first
+    assert np.array_equal(pixels(done)[0], alone)
+    assert not np.array_equal(pixels(run(other, tiny_request))[0], alone)
 
 
 def test_another_thread_is_refused_while_an_edit_runs(tiny_engine: Engine, tiny_request: EditRequest) -> None:

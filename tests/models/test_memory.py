@@ -28,6 +28,28 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 Photo = Callable[[int, int], Image.Image]
+
+
+def test_what_an_engine_has_left_is_forgotten_once_nobody_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled functions hold tensors, and what is collected afterwards only is what torch can give back to CUDA."""
+    done: list[str] = []
+    monkeypatch.setattr("torch._dynamo.reset", lambda: done.append("reset"))
+    monkeypatch.setattr("gc.collect", lambda: done.append("collected"))
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: done.append("given back"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    memory.forget()
+    assert done == ["reset", "collected", "given back"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    memory.forget()
+    assert done[3:] == ["reset", "collected"]
+
+
+def test_where_nothing_was_compiled_the_compiler_is_not_loaded_to_forget_it() -> None:
+    code = "import sys\nfrom kontextd_models.memory import forget\nforget()\nprint('torch._dynamo' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "False\n"
+
+
 CPU = torch.device("cpu")
 OFFLOADING = [MemoryMode.ENCODERS_OFF, MemoryMode.GROUP_OFFLOAD, MemoryMode.SEQUENTIAL]
 MEGAPIXEL = 1024 * 1024

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from kontextd_models.out_of_memory import is_out_of_memory
+from torch._dynamo.exc import BackendCompilerFailed
 
 FULL, ROOMY = 100 * 2**20, 40 * 2**30
 CUBLAS_CREATE = "CUDA error: CUBLAS_STATUS_{} when calling `cublasCreate(handle)`"
@@ -41,6 +42,7 @@ def allocation(size_bytes: int) -> RuntimeError:
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
         RuntimeError("CUDA driver error: out of memory"),
         RuntimeError("Triton Error [CUDA]: out of memory"),
+        BackendCompilerFailed(compile, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."), None),
         allocation(2**50),
     ],
     ids=lambda error: f"{type(error).__name__}: {str(error)[:50]}",
@@ -78,6 +80,7 @@ def test_what_a_broken_device_answers_too_is_one_only_where_next_to_nothing_is_f
         RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_COMPILATION_FAILED"),
         RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        BackendCompilerFailed(compile, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
         ValueError("CUBLAS_STATUS_ALLOC_FAILED"),  # somebody else's words
     ],
 )

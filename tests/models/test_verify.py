@@ -200,6 +200,30 @@ def test_a_restart_that_changes_the_picture_or_fails_is_found(subject: Subject, 
     assert (gone.passed, gone.detail) == (False, "the second process failed: /nowhere is not a folder.")
 
 
+def test_a_ceiling_below_the_preferred_sizes_fails_no_proof(embedded_folder: Path) -> None:
+    """Another process makes its picture under the same ceiling."""
+    ours = subject_of(EngineConfig(model=embedded_folder, device="cpu", max_area=40_000))
+    engine = load_engine(ours.config)
+    width, height = native_size(engine, 1.5)
+    assert width * height <= 40_000
+    assert check_loop(engine, (width, height)).passed is True
+    assert check_restart(ours, fingerprint(engine)).passed is True
+
+
+def test_what_engines_have_left_is_forgotten_before_a_mode_is_tried(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("kontextd_models.memory.forget", lambda: done.append("forgotten"))
+
+    def load(config: EngineConfig) -> Engine:
+        done.append("loaded")
+        return load_engine(config)
+
+    check_memory_mode(replace(subject, load=load), MemoryMode.RESIDENT, "", is_cuda=False)
+    assert done == ["forgotten", "loaded"]
+
+
 def test_a_memory_mode_that_changes_the_picture_is_found(subject: Subject, engine: Engine) -> None:
     wanted = fingerprint(engine)
     assert check_memory_mode(subject, MemoryMode.RESIDENT, wanted, is_cuda=False).passed is True

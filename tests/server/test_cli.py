@@ -18,6 +18,7 @@ from kontextd_models.checks import Check
 from kontextd_models.embedded import embedded_model_dir
 from kontextd_models.fingerprint import fingerprint
 from kontextd_models.probe import versions
+from kontextd_server import cli_edit
 from kontextd_server.cli import main
 from kontextd_server.settings import Settings, names_of, variable
 from PIL import Image
@@ -140,6 +141,7 @@ def test_an_edit_that_is_refused_leaves_no_folder_for_previews(picture: Path, op
         (["{photo}", "x", "--guidance", "nan"], "--guidance is nan; it must be a number"),
         (["{photo}", "x", "--num-images", "5"], "--num-images is 5; it must be a whole number from 1 to 4."),
         (["{photo}", "x", "--num-images", "0"], "--num-images is 0;"),
+        (["{photo}", "x", "--lora", "x" * 300], "there is no such file; give PATH or PATH:SCALE."),
         (["{photo}", "x", "--lora", "{photo}:0.5"], "photo.png"),
         (["{photo}", "x", "--lora", "nowhere.safetensors"], "there is no such file; give PATH or PATH:SCALE."),
         (["{photo}", "x", "--device", "tpu"], "device is 'tpu'; it must be auto, cpu"),
@@ -163,6 +165,18 @@ def test_a_mistake_is_one_line_that_names_the_remedy_and_ends_with_2(
     assert line.startswith("kontextd: ")
     assert said.format(photo=picture) in line
     assert {path: path.read_bytes() for path in picture.parent.iterdir()} == before
+
+
+def test_a_number_of_images_is_looked_at_before_so_many_names_are_made(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def targets(*_: object) -> None:
+        raise AssertionError("a billion names")
+
+    monkeypatch.setattr(cli_edit, "targets", targets)
+    assert main(["edit", str(picture), "x", "--num-images", "1000000000"]) == 2
+    said = "kontextd: --num-images is 1000000000; it must be a whole number from 1 to 4.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_mistyped_setting_ends_with_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +402,33 @@ def test_verify_writes_its_report_even_where_a_proof_fails(
     shown = capsys.readouterr().out
     assert "FAILED  alignment" in shown
     assert f"report: {out}" in shown
+
+
+def test_a_report_of_verify_that_cannot_be_written_whole_leaves_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "report.json"
+    out.write_text("before")
+    code = """
+import resource, signal, sys
+import kontextd_models.verify
+from kontextd_models.checks import Check
+from kontextd_server.cli import main
+kontextd_models.verify.checks = lambda _: [Check("long", True, "x" * 4000)]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+sys.exit(main(["verify", "--out", sys.argv[1]]))
+"""
+    ran = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, out.read_text()) == (1, "before")
+    assert "File too large" in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize("out", ["{tmp}", "/dev/null"])
+def test_verify_replaces_no_more_than_a_file(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--out", out.format(tmp=tmp_path)]) == 2
+    assert "cannot be written; name a file" in capsys.readouterr().err
 
 
 def test_verify_refuses_a_report_it_could_not_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 import tiny_lora
+from kontextd_models.acceleration.preset import Preset
+from kontextd_models.errors import OutOfMemory
+from kontextd_models.trials.cases import Case
+from kontextd_models.trials.running import Run, Runner
+from kontextd_server import cli_bench
 from kontextd_server.cli import main
 from PIL import Image
 
@@ -77,6 +82,21 @@ def test_json_is_the_results_and_nothing_goes_to_stderr(
     assert shown.err == ""
 
 
+def test_two_loras_of_one_name_have_rows_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """diffusers gives every LoRA the same name."""
+    for place, seed in (("ink", 1), ("wash", 2)):
+        (tmp_path / place).mkdir()
+        tiny_lora.write(tmp_path / place / "pytorch_lora_weights.safetensors", seed=seed)
+    loras = [f"--lora={tmp_path / place / 'pytorch_lora_weights.safetensors'}" for place in ("ink", "wash")]
+    assert (
+        main(["bench", "--prompt", "x", *loras, "--repeats", "1", "--json", "--out", str(tmp_path / "b"), *STEPS]) == 0
+    )
+    results = json.loads(capsys.readouterr().out)
+    names = ["no LoRA", "ink/pytorch_lora_weights:1", "wash/pytorch_lora_weights:1"]
+    assert [(row["loras"], row["edits"]) for row in results["speed"][::3]] == [(name, 1) for name in names]
+    assert [row["loras"] for row in results["fidelity"][::2]] == names
+
+
 def test_warnings_of_the_engine_are_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wash = tiny_lora.write(tmp_path / "wash.safetensors", unknown=2)
     options = ["--prompt", "x", "--lora", str(wash), "--repeats", "2", "--out", str(tmp_path / "b"), *STEPS]
@@ -112,6 +132,57 @@ def test_a_mistake_is_one_line_before_anything_is_measured(
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert said.format(**names) in shown.err
     assert not (tmp_path / "bench").exists()
+
+
+def test_every_scale_and_every_prompt_is_looked_at_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loading(_: object) -> None:
+        raise AssertionError("the command was wrong")
+
+    monkeypatch.setattr(cli_bench, "load_engine", loading)
+    ink = tiny_lora.write(tmp_path / "ink.safetensors")
+    for options, said in (
+        (["--lora", str(ink), "--lora", f"{ink}:0.5", f"{ink}:50"], "loras[1] ({ink}): scale is 50.0; it must be a"),
+        (["--prompt", "y\udc80"], "prompt is not Unicode text"),
+    ):
+        assert main(["bench", "--prompt", "x", *options, "--out", str(tmp_path / "b"), "--json"]) == 2
+        assert said.format(ink=ink) in capsys.readouterr().err
+
+
+def test_an_error_leaves_a_report_of_the_rounds_that_were_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edits: list[str] = []
+    run = Runner.run
+
+    def failing(self: Runner, case: Case, row: Preset) -> Run:
+        edits.append(case.prompt)
+        if edits.count("y") == 2:
+            raise OutOfMemory("the cpu device ran out of memory.")
+        return run(self, case, row)
+
+    monkeypatch.setattr(Runner, "run", failing)
+    options = ["--prompt", "x", "--prompt", "y", "--repeats", "1", "--out", str(tmp_path / "b"), *STEPS]
+    assert main(["bench", *options]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.splitlines()[-1]) == ("", "kontextd: the cpu device ran out of memory.")
+    assert f"report of what was measured: {tmp_path / 'b' / 'report.html'}" in shown.err
+    results = json.loads((tmp_path / "b" / "results.json").read_text())
+    assert (results["rounds"], results["rounds_planned"]) == (1, 2)
+    assert {row["prompt"] for row in results["pictures"]} == {"x"}
+    assert "broken off: these are figures of 1 of 2 rounds." in (tmp_path / "b" / "report.html").read_text()
+
+
+def test_an_error_before_the_first_round_is_over_leaves_no_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> Run:
+        raise OutOfMemory("the cpu device ran out of memory.")
+
+    monkeypatch.setattr(Runner, "run", failing)
+    assert main(["bench", "--prompt", "x", "--out", str(tmp_path / "b"), *STEPS]) == 1
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("text", ["64", "64x", "x64", "0x64", "64x-1", "64x64x3", "999999x1"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import subprocess
-import sys
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import tiny_lora
 from kontextd_models import Acceleration, EngineConfig, load_engine
 from kontextd_models.acceleration.table import SHIPPED, read_table
 from kontextd_models.engine import Engine
+from kontextd_models.errors import InvalidValue, OutOfMemory
 from kontextd_models.loading import load_model
 from kontextd_models.trials.candidates import candidates
 from kontextd_models.trials.sweeping import TURNS
@@ -115,31 +116,56 @@ def test_an_interruption_leaves_a_report_of_what_is_known_and_no_preset_file(
     assert "broken off before its end: no preset file was written" in (out.parent / "presets-report.html").read_text()
 
 
-def test_what_was_compiled_for_an_engine_is_forgotten_before_the_next_one_is_loaded(
+def test_an_engine_that_cannot_be_loaded_leaves_a_report_of_the_one_before(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loading(config: EngineConfig) -> Engine:
+        if config.precision == "fp8":
+            raise OutOfMemory("memory ran out while the model was loaded: no room.")
+        return load_engine(config)
+
+    monkeypatch.setattr(cli_calibrate, "load_engine", loading)
+    assert main(["calibrate", "--precision", "full", "fp8", "--out", str(out), "--json", *OPTIONS]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "kontextd: memory ran out while the model was loaded: no room.\n")
+    assert names(out.parent) == ["presets-report.html", "presets-results.json"]
+    results = json.loads((out.parent / "presets-results.json").read_text())
+    assert (bool(results["points"]), results["precisions"], results["chosen"]) == (True, ["full"], None)
+    assert "broken off before its end: no preset file was written" in (out.parent / "presets-report.html").read_text()
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_what_ended_the_command(
+    out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(text: str, *, quiet: bool) -> None:
+        if "% of the time" in text:
+            raise InvalidValue("num_inference_steps is not what it was.", field="num_inference_steps")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cli_calibrate, "told", told)
+    monkeypatch.setattr(cli_calibrate, "replace_whole", full)
+    assert main(["calibrate", "--out", str(out), *OPTIONS]) == 2
+    assert capsys.readouterr().err == (
+        "what was measured could not be written: [Errno 28] No space left on device\n"
+        "kontextd: --steps is not what it was.\n"
+    )
+
+
+def test_what_an_engine_has_left_is_forgotten_before_the_next_one_is_loaded(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch._dynamo
-
     done: list[str] = []
-    reset = torch._dynamo.reset
 
     def loading(config: EngineConfig) -> Engine:
         done.append(config.precision)
         return load_engine(config)
 
     monkeypatch.setattr(cli_calibrate, "load_engine", loading)
-    monkeypatch.setattr(torch._dynamo, "reset", lambda: (done.append("forgotten"), reset()))
+    monkeypatch.setattr("kontextd_models.memory.forget", lambda: done.append("forgotten"))
     assert main(["calibrate", "--precision", "full", "fp8", "--out", str(out), *OPTIONS]) == 0
     assert done == ["full", "forgotten", "fp8", "forgotten"]
-
-
-def test_where_nothing_was_compiled_torch_is_not_loaded_to_forget_it() -> None:
-    code = (
-        "import sys\nfrom kontextd_server.cli_calibrate import _forget_compiled\n_forget_compiled()\n"
-        "print('torch' in sys.modules)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout == "False\n"
 
 
 def test_one_row_and_one_edit_are_told_in_the_singular(

@@ -62,4 +62,4 @@ def _round(runner: Runner, case: Case, turn: int, *, is_new: bool) -> Round:
 
 def _groups(cases: Sequence[Case]) -> list[list[Case]]:
     """Neighbours of one size and one set of LoRAs, as `cases.cases` orders them."""
-    return [list(group) for _, group in groupby(cases, key=lambda case: (case.loras.name, case.size))]
+    return [list(group) for _, group in groupby(cases, key=lambda case: (case.loras, case.size))]

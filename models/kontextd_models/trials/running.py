@@ -71,8 +71,8 @@ class Runner:
 
     def warm_up(self, cases: Sequence[Case]) -> None:
         """Two short edits at each size and with each set of LoRAs, so that no edit that counts is the first one."""
-        firsts = {(case.loras.name, case.size): case for case in reversed(cases)}
-        for case in (case for case in cases if firsts[case.loras.name, case.size] is case):
+        firsts = {(case.loras, case.size): case for case in reversed(cases)}
+        for case in (case for case in cases if firsts[case.loras, case.size] is case):
             for row in _WARM_UP_ROWS:
                 self._run(case, row, _WARM_UP_STEPS)
 

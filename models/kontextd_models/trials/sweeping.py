@@ -18,7 +18,7 @@ from PIL import Image
 from kontextd_models.errors import InvalidValue, OutOfMemory
 from kontextd_models.fidelity import psnr
 from kontextd_models.trials.candidates import Candidate
-from kontextd_models.trials.cases import Case, thinned
+from kontextd_models.trials.cases import Case, LoraSet, thinned
 from kontextd_models.trials.running import Runner
 from kontextd_models.trials.tally import mean_db
 
@@ -74,7 +74,7 @@ class Sweep:
         self.points: list[Point] = []
         self.not_reached: list[tuple[str, Candidate]] = []
         self.too_large: list[tuple[str, Candidate]] = []  # for the device's memory
-        self._references: dict[str, _Reference] = {}
+        self._references: dict[Case, _Reference] = {}
 
     @property
     def reference_denoise_s(self) -> float:
@@ -88,9 +88,9 @@ class Sweep:
         """
         first = self.cases[0]
         runner.warm_up([first])
-        self._references[first.name] = self._reference(runner, first)
-        one_s = self._references[first.name].total_s
-        sets, room = len({case.loras.name for case in self.cases}), self.budget.left() * _FOR_REFERENCES
+        self._references[first] = self._reference(runner, first)
+        one_s = self._references[first].total_s
+        sets, room = len({case.loras for case in self.cases}), self.budget.left() * _FOR_REFERENCES
         if room < sets * one_s:
             raise InvalidValue(
                 f"budget is {self.budget.seconds:g} s; an edit takes {one_s:.1f} s here, and {sets} of them are the "
@@ -102,8 +102,8 @@ class Sweep:
         self.left_out, self.cases = len(self.cases) - len(kept), kept
         runner.warm_up(kept)
         for case in kept:
-            if case.name not in self._references:
-                self._references[case.name] = self._reference(runner, case)
+            if case not in self._references:
+                self._references[case] = self._reference(runner, case)
             yield case
 
     def run(self, runner: Runner, precision: str, candidates: Sequence[Candidate], seconds: float) -> Iterator[Point]:
@@ -176,16 +176,16 @@ class Sweep:
     def _tried(self, runner: Runner, precision: str, candidate: Candidate, until: float) -> Point | None:
         """None where the time does not suffice. Raises `OutOfMemory`."""
         ratio = (self._none_ratio(precision) or 1.0) * candidate.computed_share
-        expected_s = {case.name: self._expected_s(case, ratio) for case in self.cases}
+        expected_s = {case: self._expected_s(case, ratio) for case in self.cases}
         left_s = sum(expected_s.values())
-        found: dict[str, tuple[float, float]] = {}  # dB and seconds, by case
+        found: dict[Case, tuple[float, float]] = {}  # dB and seconds, by case
         for case in self.cases:
             if self.budget.left() - left_s < until:
                 return None
-            exact = self._references[case.name]
+            exact = self._references[case]
             made = runner.run(case, candidate.row)
-            found[case.name] = (psnr(made.image, exact.image), made.timings["denoise"])
-            left_s -= expected_s[case.name]
+            found[case] = (psnr(made.image, exact.image), made.timings["denoise"])
+            left_s -= expected_s[case]
         return self._point(precision, candidate, found)
 
     def _expected_s(self, case: Case, ratio: float) -> float:
@@ -193,20 +193,20 @@ class Sweep:
 
         A row's ratio is taken as if every step that runs ran in full: rather too long than too short.
         """
-        exact = self._references[case.name]
+        exact = self._references[case]
         return exact.total_s - exact.denoise_s * (1 - ratio)
 
-    def _point(self, precision: str, candidate: Candidate, found: Mapping[str, tuple[float, float]]) -> Point:
-        by_set: dict[str, list[float]] = {}
-        for case in self.cases:
-            by_set.setdefault(case.loras.name, []).append(found[case.name][0])
-        worst = min(found, key=lambda name: found[name][0])
+    def _point(self, precision: str, candidate: Candidate, found: Mapping[Case, tuple[float, float]]) -> Point:
+        by_set: dict[LoraSet, list[float]] = {}
+        for case, (db, _) in found.items():
+            by_set.setdefault(case.loras, []).append(db)
+        worst = min(found, key=lambda case: found[case][0])
         return Point(
             precision=precision,
             candidate=candidate,
-            ratio=median(seconds / self._references[name].denoise_s for name, (_, seconds) in found.items()),
+            ratio=median(seconds / self._references[case].denoise_s for case, (_, seconds) in found.items()),
             denoise_s=median(seconds for _, seconds in found.values()),
-            mean_psnr={name: mean_db(values) for name, values in by_set.items()},
+            mean_psnr={loras.name: mean_db(values) for loras, values in by_set.items()},
             worst_picture_psnr=found[worst][0],
-            worst_picture=worst,
+            worst_picture=worst.name,
         )

@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 from kontextd_models.records import Acceleration, PresetUse
 from kontextd_models.trials.benching import Likeness, Round
-from kontextd_models.trials.cases import Size
+from kontextd_models.trials.cases import LoraSet, Size
 
 ENOUGH_DB = 60.0  # no eye tells more apart, and a few equal pictures (infinite) would lift any mean over any gate
 
@@ -58,17 +58,19 @@ class Tally:
     """Takes rounds in, one after the other."""
 
     def __init__(self) -> None:
-        self._timings: dict[tuple[str, Size, Acceleration], list[Mapping[str, float]]] = {}
-        self._uses: dict[tuple[str, Size, Acceleration], PresetUse] = {}
+        self._timings: dict[tuple[LoraSet, Size, Acceleration], list[Mapping[str, float]]] = {}
+        self._uses: dict[tuple[LoraSet, Size, Acceleration], PresetUse] = {}
+        self._likenesses: dict[tuple[LoraSet, Acceleration], list[Likeness]] = {}
         self.compared: list[Compared] = []
 
     def add(self, made: Round) -> None:
         case = made.case
         for name, run in made.runs.items():
-            key = (case.loras.name, case.size, name)
+            key = (case.loras, case.size, name)
             self._timings.setdefault(key, []).append(run.timings)
             self._uses[key] = PresetUse(name, run.use.full, run.use.cached, run.use.skipped)
         for name, likeness in made.likeness.items():
+            self._likenesses.setdefault((case.loras, name), []).append(likeness)
             flagged = made.runs[name].is_flagged
             self.compared.append(Compared(case.photo, case.prompt, case.loras.name, case.size, name, likeness, flagged))
 
@@ -76,7 +78,7 @@ class Tally:
         medians = {key: _medians(timings) for key, timings in self._timings.items()}
         return [
             Speed(
-                loras=loras,
+                loras=loras.name,
                 size=size,
                 preset=preset,
                 edits=len(self._timings[loras, size, preset]),
@@ -90,12 +92,9 @@ class Tally:
         ]
 
     def fidelities(self) -> list[Fidelity]:
-        groups: dict[tuple[str, Acceleration], list[Likeness]] = {}
-        for row in self.compared:
-            groups.setdefault((row.loras, row.preset), []).append(row.likeness)
         return [
             Fidelity(
-                loras=loras,
+                loras=loras.name,
                 preset=preset,
                 pictures=len(found),
                 mean_psnr=mean_db(one.psnr for one in found),
@@ -103,7 +102,7 @@ class Tally:
                 mean_ssim=fmean(one.ssim for one in found),
                 worst_ssim=min(one.ssim for one in found),
             )
-            for (loras, preset), found in groups.items()
+            for (loras, preset), found in self._likenesses.items()
         ]
 
 

@@ -251,6 +251,15 @@ def test_a_file_that_is_not_there_is_refused_at_the_call(
         assert caught.value.index == 1
 
 
+def test_a_name_that_no_file_can_have_is_refused_as_one_that_is_not_there(
+    tiny_engine: Engine, tiny_request: EditRequest, tmp_path: Path
+) -> None:
+    path = tmp_path / ("x" * 300)
+    with pytest.raises(LoraFileError, match=r"^loras\[0\] \(x{100}…\): File name too long\. Give a file") as caught:
+        tiny_engine.edit(replace(tiny_request, loras=(LoraWeight(path),)))
+    assert caught.value.index == 0
+
+
 def test_one_bad_file_among_good_ones_is_named_and_nothing_is_merged(
     tiny_engine: Engine, tiny_request: EditRequest, write: Write, tmp_path: Path
 ) -> None:

@@ -28,6 +28,7 @@ class Runner:
         self.now, self.slowdown, self.edits = 0.0, slowdown, 0
         self.rows: list[Preset] = []
         self.fails_at: set[int] = set()  # numbers of edits
+        self.level_of: dict[LoraSet, int] = {}  # added to a picture
 
     def warm_up(self, cases: list[Case]) -> None:
         self.now += len(cases)
@@ -46,7 +47,7 @@ class Runner:
         denoise_s = (STEPS - skipped) * STEP_S * (1 if self.edits == 0 else self.slowdown)
         self.now += denoise_s + REST_S
         self.edits += 1
-        level = 100 + skipped + (9 if case.loras.loras and skipped else 0)
+        level = 100 + skipped + (9 if case.loras.loras and skipped else 0) + self.level_of.get(case.loras, 0)
         image = Image.fromarray(np.full((16, 16, 3), level, np.uint8))
         return Run(image, {"denoise": denoise_s, "total": denoise_s + REST_S}, PresetUse(), False)
 
@@ -100,6 +101,15 @@ def test_the_worst_mean_over_the_sets_of_loras_is_told() -> None:
     assert point.mean_psnr["ink:1"] < point.mean_psnr["no LoRA"]
     assert point.psnr == point.mean_psnr["ink:1"]
     assert point.worst_picture == "photo, 'x', ink:1"
+
+
+def test_two_loras_of_one_name_are_each_held_against_their_own_none() -> None:
+    sets = [LoraSet((LoraWeight(Path(place) / "ink.safetensors", 1.0),)) for place in ("a", "b")]
+    runner = Runner()
+    runner.level_of = {sets[1]: 60}
+    point = swept(runner, [case("x", loras) for loras in sets], 1e6).points[0]
+    assert sets[0].name == sets[1].name
+    assert point.worst_picture_psnr > 20  # 60 levels are 13 dB
 
 
 def test_a_budget_that_no_edit_fits_is_refused_with_one_that_does() -> None:
