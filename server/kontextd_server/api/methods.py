@@ -1,6 +1,7 @@
 """HEAD and OPTIONS for every route, as ASGI middleware. Knows methods; knows no route's work.
 
-HEAD is GET without its body, which the server leaves out. OPTIONS that is no preflight names what a path takes.
+HEAD is GET that ends with its head: the body is left out, and a stream learns that nobody waits for it. OPTIONS that is
+no preflight names what a path takes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ class WholeMethods:
 
 
 def _without_body(send: Send) -> Send:
+    """Ends the answer at its head, which ASGI servers tell whoever waits for `http.disconnect`."""
+
     async def send_head(message: Message) -> None:
-        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
 
     return send_head

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 
 from kontextd_server.api.documented import JSON_ERRORS
 from kontextd_server.api.parts import Api
 from kontextd_server.files import Grant, Label
-from kontextd_server.wire import answers, auth
+from kontextd_server.wire import auth
 from kontextd_server.wire.answers import CdnToken, InitiateUpload, TokenRequest, UploadGrant
 from kontextd_server.wire.openapi import body_of, takes
 from kontextd_server.wire.request_options import upload_expiration
@@ -25,28 +25,24 @@ class StorageRoutes:
 
     def __init__(self, api: Api) -> None:
         self._api = api
+        small = api.config.limits.small_body
+        self._upload, self._wanted = body_of(InitiateUpload, small), body_of(TokenRequest, small)
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/rest", tags=["storage"], responses=JSON_ERRORS)
-        small = self._api.config.limits.small_body
-        upload, wanted = Depends(body_of(InitiateUpload, small)), Depends(body_of(TokenRequest, small))
-
-        async def initiate(request: Request, asked: InitiateUpload = upload) -> UploadGrant:
-            return await self._granted(request, asked, in_parts=False)
-
-        async def initiate_multipart(request: Request, asked: InitiateUpload = upload) -> UploadGrant:
-            return await self._granted(request, asked, in_parts=True)
-
-        async def token(request: Request, asked: TokenRequest = wanted) -> str:
-            return await self._infer_token(request, asked)
-
         takes_upload = takes(InitiateUpload)
-        router.post("/storage/upload/initiate", openapi_extra=takes_upload)(initiate)
-        router.post("/storage/upload/initiate-multipart", openapi_extra=takes_upload)(initiate_multipart)
+        router.post("/storage/upload/initiate", openapi_extra=takes_upload)(self.initiate)
+        router.post("/storage/upload/initiate-multipart", openapi_extra=takes_upload)(self.initiate_multipart)
         router.post("/storage/auth/token")(self.files_token)
-        router.post("/tokens/", openapi_extra=takes(answers.TokenRequest))(token)
-        router.post("/tokens", include_in_schema=False)(token)
+        router.post("/tokens/", openapi_extra=takes(TokenRequest))(self.token)
+        router.post("/tokens", include_in_schema=False)(self.token)
         return router
+
+    async def initiate(self, request: Request) -> UploadGrant:
+        return await self._granted(request, in_parts=False)
+
+    async def initiate_multipart(self, request: Request) -> UploadGrant:
+        return await self._granted(request, in_parts=True)
 
     async def files_token(self, request: Request) -> CdnToken:
         caller = await self._api.gate.caller(request)
@@ -58,14 +54,16 @@ class StorageRoutes:
             expires_at=iso_time(expires_at),
         )
 
-    async def _infer_token(self, request: Request, asked: TokenRequest) -> str:
+    async def token(self, request: Request) -> str:
         caller = await self._api.gate.caller(request)
+        asked = await self._wanted(request)
         expires_at = int(time.time()) + asked.token_expiration
         return auth.infer_token(self._api.parts.tokens, caller, asked.allowed_apps, expires_at)
 
-    async def _granted(self, request: Request, asked: InitiateUpload, *, in_parts: bool) -> UploadGrant:
+    async def _granted(self, request: Request, *, in_parts: bool) -> UploadGrant:
         """An address to upload to, good for one file and some hours, for whoever holds it."""
         owner = (await self._api.gate.caller(request)).owner
+        asked = await self._upload(request)
         label = Label(asked.file_name or "upload.bin", asked.content_type, upload_expiration(request.headers), owner)
         files, config = self._api.files, self._api.config
         key = files.new_key(label.file_name)

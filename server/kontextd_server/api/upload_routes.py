@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -38,28 +38,19 @@ class UploadRoutes:
 
     def __init__(self, api: Api) -> None:
         self._api = api
+        self._listed = body_of(CompleteUpload, api.config.limits.small_body)
 
     def router(self) -> APIRouter:
         router = APIRouter(prefix="/files", tags=["files"], responses=UPLOAD)
-        parts = Depends(body_of(CompleteUpload, self._api.config.limits.small_body))
-
-        async def complete_granted(grant: str, listed: CompleteUpload = parts) -> Response:
-            upload_id = self._upload_id(self._grant(grant))
-            return await self._complete(upload_id, listed, {})
-
-        async def complete(request: Request, key: str, upload_id: str, listed: CompleteUpload = parts) -> Response:
-            await self._api.gate.caller(request)
-            return await self._complete(upload_id, listed, {"access_url": context_of(request).bases.file_url(key)})
-
         register_url_convertor("part", PartNumbers())
         complete_body = takes(CompleteUpload)
         router.put("/grants/{grant}")(self.put_granted)
         router.put("/grants/{grant}/{number:part}")(self.put_granted_part)
-        router.post("/grants/{grant}/complete", openapi_extra=complete_body)(complete_granted)
+        router.post("/grants/{grant}/complete", openapi_extra=complete_body)(self.complete_granted)
         router.post("/upload", response_model=CdnFile)(self.upload)
         router.post("/upload/multipart", response_model=CdnMultipart)(self.begin)
         router.put("/{key}/multipart/{upload_id}/{number:part}")(self.put_part)
-        router.post("/{key}/multipart/{upload_id}/complete", openapi_extra=complete_body)(complete)
+        router.post("/{key}/multipart/{upload_id}/complete", openapi_extra=complete_body)(self.complete)
         return router
 
     async def put_granted(self, request: Request, grant: str) -> Response:
@@ -87,12 +78,20 @@ class UploadRoutes:
         await self._api.gate.caller(request)
         return await self._put_part(request, upload_id, number)
 
+    async def complete_granted(self, request: Request, grant: str) -> Response:
+        return await self._complete(request, self._upload_id(self._grant(grant)), {})
+
+    async def complete(self, request: Request, key: str, upload_id: str) -> Response:
+        await self._api.gate.caller(request)
+        return await self._complete(request, upload_id, {"access_url": context_of(request).bases.file_url(key)})
+
     async def _put_part(self, request: Request, upload_id: str, number: int) -> Response:
         """The ETag without quotes: the clients send it back as they got it."""
         part = await receive(request, self._api.off_loop, lambda: self._api.files.write_part(upload_id, number))
         return JSONResponse({"partNumber": part.number, "etag": part.etag}, headers={"ETag": part.etag})
 
-    async def _complete(self, upload_id: str, listed: CompleteUpload, told: dict[str, str]) -> Response:
+    async def _complete(self, request: Request, upload_id: str, told: dict[str, str]) -> Response:
+        listed = await self._listed(request)
         parts = [Part(part.part_number, part.etag.strip('"')) for part in listed.parts]
         await self._api.off_loop.file(self._api.files.complete_upload, upload_id, parts)
         return JSONResponse(told)

@@ -11,7 +11,7 @@ http, hub id     downloaded by the rules of the purpose, once for all who ask at
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -78,9 +78,10 @@ class Fetcher:
         `progress` is called often, also while waiting; what it raises ends the fetch. Raises `FetchError`, the engine's
         `ImageLoadError` and `UnsupportedImageFormat`, and `FileStoreError` where this box's own disk fails.
         """
+        progress = progress or _ignore
         if scheme_of(reference) == "data":
-            return self._from_data_uri(reference, purpose, into)
-        key, progress = self.own_key(reference), progress or _ignore
+            return self._from_data_uri(reference, purpose, into, progress)
+        key = self.own_key(reference)
         if key is not None:
             return self._from_store(key, reference, purpose, into, progress)
         reference = reference.strip()
@@ -95,12 +96,14 @@ class Fetcher:
         self._check_may_fetch(reference, purpose)
         return self._from_network(reference, purpose, into, progress)
 
-    def _from_data_uri(self, uri: str, purpose: Purpose, into: Path) -> Fetched:
-        data, stated = data_uri.decode(uri, self._max_bytes(purpose))
-        check_head(data[:HEAD_BYTES], purpose, "the data URI")
-        with storage_errors(into.parent):
-            into.write_bytes(data)
-        return Fetched(into, hashlib.sha256(data).hexdigest(), len(data), stated, Source.DATA_URI)
+    def _from_data_uri(self, uri: str, purpose: Purpose, into: Path, progress: Progress) -> Fetched:
+        pieces, stated = data_uri.decode(uri, self._max_bytes(purpose))
+        content, size_bytes = hashlib.sha256(), 0
+        with storage_errors(into.parent), into.open("wb") as file:
+            for piece in _judged(_told(pieces, progress), purpose):
+                content.update(piece)
+                size_bytes += file.write(piece)
+        return Fetched(into, content.hexdigest(), size_bytes, stated, Source.DATA_URI)
 
     def _from_store(self, key: str, reference: str, purpose: Purpose, into: Path, progress: Progress) -> Fetched:
         try:
@@ -178,6 +181,30 @@ def _check_file(path: Path, purpose: Purpose, reference: str) -> None:
     with storage_errors(path.parent), path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     check_head(head, purpose, without_query(reference))
+
+
+def _told(pieces: Iterable[bytes], progress: Progress) -> Iterator[bytes]:
+    """The same pieces, each told of as it comes."""
+    size_bytes = 0
+    for piece in pieces:
+        size_bytes += len(piece)
+        progress(size_bytes, None)
+        yield piece
+
+
+def _judged(pieces: Iterable[bytes], purpose: Purpose) -> Iterator[bytes]:
+    """The pieces of a data URI, of which none is given before its head was found good and none is read after a bad."""
+    head = b""
+    for piece in pieces:
+        if len(head) < HEAD_BYTES:
+            piece = head = head + piece
+            if len(head) < HEAD_BYTES:
+                continue
+            check_head(head[:HEAD_BYTES], purpose, "the data URI")
+        yield piece
+    if len(head) < HEAD_BYTES:
+        check_head(head, purpose, "the data URI")
+        yield head
 
 
 def _ignore(_: int, __: int | None) -> None:

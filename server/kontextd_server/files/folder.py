@@ -25,7 +25,7 @@ from kontextd_server.files import names, sweeping
 from kontextd_server.files.atomic import make_folder
 from kontextd_server.files.blobs import CHUNK_BYTES, BlobFolder, BlobWriter, CopyProgress, link_or_copy
 from kontextd_server.files.errors import FileNotHere, InvalidRange, KeyTaken, StoreUnavailable, storage_errors
-from kontextd_server.files.multipart import FolderPartWriter, PartLimits, Uploads
+from kontextd_server.files.multipart import FolderPartWriter, PartLimits, Upload, Uploads
 from kontextd_server.files.records import Records
 from kontextd_server.files.store import Label, Part, StoredFile, Swept, Usage
 
@@ -104,16 +104,10 @@ class FolderStore:
     def complete_upload(self, upload_id: str, parts: Sequence[Part]) -> StoredFile:
         """Joins the parts chunk by chunk; the parts go once the file is there."""
         upload = self.uploads.find(upload_id)
-        with storage_errors(self.root):
-            done = self.records.read(upload.key)
-        if done is not None:
-            return done  # the answer to the first time got lost
-        with self.create(upload.label, upload.key) as writer:
-            for chunk in self.uploads.joined(upload, parts, self.limits.max_file_bytes):
-                writer.write(chunk)
-            stored = writer.commit()
-        self.uploads.drop_parts(self.uploads.folder(upload.id))
-        return stored
+        with self.uploads.joining(upload):
+            with storage_errors(self.root):
+                done = self.records.read(upload.key)
+            return done or self._join(upload, parts)  # done: the first answer got lost, or took too long
 
     def abort_upload(self, upload_id: str) -> None:
         self.uploads.abort(upload_id)
@@ -146,6 +140,14 @@ class FolderStore:
         if not self.records.remove(file.key):
             return None
         return self.blobs.drop(self.records.content(file.key, file.sha256), file.sha256)
+
+    def _join(self, upload: Upload, parts: Sequence[Part]) -> StoredFile:
+        with self.create(upload.label, upload.key) as writer:
+            for chunk in self.uploads.joined(upload, parts, self.limits.max_file_bytes):
+                writer.write(chunk)
+            stored = writer.commit()
+        self.uploads.drop_parts(self.uploads.folder(upload.id))
+        return stored
 
     def _described(self, content: BlobWriter, label: Label, key: str) -> StoredFile:
         now = self.clock()

@@ -2,6 +2,7 @@
 
     uploads/<id>/upload.json      the key and label of the file, and when the upload expires
     uploads/<id>/00001.<etag>     a part; the etag is its SHA-256, so that two versions of one part never meet
+    uploads/<id>/lock             there while somebody joins the parts
 
 A part is hashed as it comes and joined chunk by chunk: nothing holds more than a chunk in memory.
 """
@@ -18,10 +19,12 @@ from typing import Self
 
 from kontextd_server.files.atomic import as_json, create_whole, make_folder, read_json
 from kontextd_server.files.blobs import CHUNK_BYTES, BlobFolder
-from kontextd_server.files.errors import FileTooLarge, InvalidPart, UploadNotFound, storage_errors
+from kontextd_server.files.errors import FileTooLarge, InvalidPart, StoreUnavailable, UploadNotFound, storage_errors
+from kontextd_server.files.locks import LockTimeout, exclusive_and_gone
 from kontextd_server.files.names import new_token
 from kontextd_server.files.store import Label, Part
 
+_JOIN_TIMEOUT_S = 600.0  # for whoever waits: the largest file of all takes minutes on a slow disk
 _ID = re.compile("[a-z2-7]{26}")
 _ETAG = re.compile("[0-9a-f]{64}")
 _PART = re.compile("[0-9]{5}[.][0-9a-f]{64}")
@@ -76,6 +79,21 @@ class Uploads:
         if not 1 <= number <= self.limits.max_parts:
             raise InvalidPart(f"part number {number} is outside 1 to {self.limits.max_parts}.")
         return FolderPartWriter(self, self.folder(upload.id), number)
+
+    @contextlib.contextmanager
+    def joining(self, upload: Upload) -> Iterator[None]:
+        """One at a time: clients repeat the call that joins the parts when its answer takes long.
+
+        Raises `UploadNotFound` where the upload is gone, `StoreUnavailable` where another keeps it for too long.
+        """
+        with storage_errors(self.root), contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive_and_gone(self.folder(upload.id) / "lock", _JOIN_TIMEOUT_S))
+            except FileNotFoundError as error:
+                raise UploadNotFound("the upload was aborted or has expired. Begin a new one.") from error
+            except LockTimeout as error:
+                raise StoreUnavailable(f"the upload is being completed: {error}. Ask again later.") from error
+            yield
 
     def joined(self, upload: Upload, parts: Sequence[Part], limit_bytes: int | None) -> Iterator[bytes]:
         """The bytes of the whole, once all of the list was checked. Raises `InvalidPart`, `FileTooLarge`."""

@@ -8,9 +8,11 @@ protocol is rendered for the address the proxy was reached at.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from starlette.datastructures import Headers
@@ -24,9 +26,6 @@ _FILE_URL = re.compile(rf"https?://[^/?#]+{_PREFIX.pattern}?/files/(?P<key>[^?#]
 _MAX_URL = 4096
 _UNIX = "unix"  # in `trusted_proxies`: whoever connects through a socket in the file system
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_ADDRESSING = frozenset(
-    {b"host", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-prefix"}
-)
 
 
 @dataclass(frozen=True)
@@ -89,31 +88,47 @@ class Bases:
         return f"{self.files}/files/{quote(key)}"
 
 
+class Said(NamedTuple):
+    """What counts of where a request says it was sent to, as text that nobody has looked at yet."""
+
+    scheme: str
+    host: str
+    port: str = ""
+    prefix: str = ""
+
+
 def origin_of(scope: Scope, settings: AddressSettings) -> Origin:
     """Where the reader of this answer reached us. Raises `BadRequest` for a Host, or a trusted proxy's word, that is
     no address, and for a second Host."""
+    return said_origin(said_of(scope, settings))
+
+
+def said_of(scope: Scope, settings: AddressSettings) -> Said:
+    """All that `origin_of` looks at, and nothing that is not believed. Raises `BadRequest` for a second Host."""
     headers = Headers(scope=scope)
-    said = headers if _is_trusted(scope.get("client"), settings) else Headers({})
-    scheme = _last(said, "x-forwarded-proto") or str(scope["scheme"])
-    named = _host(headers)
-    host = parse_host(_last(said, "x-forwarded-host") or named or _server(scope))
-    port = _last(said, "x-forwarded-port")
-    prefix = _last(said, "x-forwarded-prefix").rstrip("/")
-    if scheme not in _DEFAULT_PORTS:
-        raise BadRequest(f"X-Forwarded-Proto is {scheme[:50]!r}; it must be http or https.")
-    if not _PREFIX.fullmatch(prefix):
-        raise BadRequest(f"X-Forwarded-Prefix is {prefix[:200]!r}; it must be a path like /kontext.")
-    if port and host.port is None:
-        host = parse_host(f"{host.name}:{port}")
-    return Origin(scheme, _without_default_port(scheme, host), prefix)
-
-
-def addressing(scope: Scope, settings: AddressSettings) -> Hashable:
-    """All that `origin_of` looks at: calls that are alike in it have the same origin."""
+    scheme, host = str(scope["scheme"]), _host(headers) or _server(scope)
     client = scope.get("client")
-    peer = (client[0] if client else None) if settings.trusted_proxies else None  # else none is trusted
-    said = tuple(header for header in scope["headers"] if header[0] in _ADDRESSING)
-    return scope["scheme"], _server(scope), peer, said
+    if not settings.trusted_proxies or not _is_trusted(client[0] if client else "", settings.trusted_proxies):
+        return Said(scheme, host)
+    forwarded = {name: value for name, value in scope["headers"] if name.startswith(b"x-forwarded-")}
+    return Said(
+        scheme=_last(forwarded, b"x-forwarded-proto") or scheme,
+        host=_last(forwarded, b"x-forwarded-host") or host,
+        port=_last(forwarded, b"x-forwarded-port"),
+        prefix=_last(forwarded, b"x-forwarded-prefix").rstrip("/"),
+    )
+
+
+def said_origin(said: Said) -> Origin:
+    """Raises `BadRequest`."""
+    host = parse_host(said.host)
+    if said.scheme not in _DEFAULT_PORTS:
+        raise BadRequest(f"X-Forwarded-Proto is {said.scheme[:50]!r}; it must be http or https.")
+    if not _PREFIX.fullmatch(said.prefix):
+        raise BadRequest(f"X-Forwarded-Prefix is {said.prefix[:200]!r}; it must be a path like /kontext.")
+    if said.port and host.port is None:
+        host = parse_host(f"{host.name}:{said.port}")
+    return Origin(said.scheme, _without_default_port(said.scheme, host), said.prefix)
 
 
 def parse_origin(url: str) -> Origin:
@@ -172,15 +187,17 @@ def _nth(names: tuple[str, ...], index: int) -> str:
     return names[min(index, len(names) - 1)]
 
 
-def _is_trusted(client: tuple[str, int] | None, settings: AddressSettings) -> bool:
-    if not client or not client[0]:
-        return _UNIX in settings.trusted_proxies
+@lru_cache(maxsize=1000)
+def _is_trusted(peer: str, proxies: tuple[str, ...]) -> bool:
+    """`peer` is "" at a socket in the file system."""
+    if not peer:
+        return _UNIX in proxies
     try:
-        address = ip_address(client[0])
+        address = ip_address(peer)
     except ValueError:  # a server that names its peers otherwise
         return False
-    peer = (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
-    return any(peer in ip_network(proxy, strict=False) for proxy in settings.trusted_proxies if proxy != _UNIX)
+    plain = (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
+    return any(plain in ip_network(proxy, strict=False) for proxy in proxies if proxy != _UNIX)
 
 
 def _host(headers: Headers) -> str | None:
@@ -192,9 +209,9 @@ def _host(headers: Headers) -> str | None:
     return hosts[0] if hosts else None
 
 
-def _last(headers: Headers, name: str) -> str:
-    """What the nearest proxy said: a proxy that does not overwrite the header appends to it."""
-    return ",".join(headers.getlist(name)).rpartition(",")[2].strip()
+def _last(forwarded: Mapping[bytes, bytes], name: bytes) -> str:
+    """What the nearest proxy said: a proxy that does not overwrite the header appends to it, or adds another."""
+    return forwarded.get(name, b"").rpartition(b",")[2].strip().decode("latin-1")
 
 
 def _server(scope: Scope) -> str:

@@ -130,7 +130,7 @@ def parse_authorization(value: str) -> str:
 
 
 def infer_token(signer: TokenSigner, identity: Identity, allowed_apps: Sequence[str], expires_at: int) -> str:
-    """A token for `fal_jwt_token`. Raises `NotPermitted` for a caller that may not infer."""
+    """A token for `fal_jwt_token`. Raises `NotPermitted` if the caller may not infer, `Invalid` for too many apps."""
     identity.require(KeyScope.INFER)
     return signer.issue(Claims(identity.key_id, Audience.INFER, expires_at, aliases(allowed_apps)))
 

@@ -1,8 +1,8 @@
 """The OpenAPI document with fal's schema names. Knows FastAPI and pydantic; the models are in `schema` and `answers`.
 
-Bodies are read by our own JSON reader, which FastAPI cannot see: a route takes one by a parameter with the default
-`Depends(body_of(Model, limits))` and documents it with `openapi_extra=takes(Model)`. A default, not `Annotated`: where
-annotations are strings FastAPI cannot see the names around a route.
+Bodies are read by our own JSON reader, which FastAPI cannot see: a route calls `body_of(Model, limits)` once it knows
+who asks, and documents the body with `openapi_extra=takes(Model)`. As a dependency it would be read before that, from
+anybody and for as long as he likes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MODELS: tuple[type[BaseModel], ...] = (
 
 
 def body_of(model: type[Model], limits: JsonLimits) -> Callable[[Request], Awaitable[Model]]:
-    """A FastAPI dependency: the request's JSON body as a model. Raises `Invalid`, `BodyTooLarge`, `BadRequest`."""
+    """A reader of requests: the JSON body as a model. Raises `Invalid`, `BodyTooLarge`, `BadRequest`."""
 
     async def read(request: Request) -> Model:
         return parse(model, await read_json(request, limits))

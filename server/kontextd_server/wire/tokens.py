@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from kontextd_server.wire.errors import AuthError
+from kontextd_server.wire.errors import AuthError, FieldError, Invalid
 from kontextd_server.wire.key_files import load_or_create
 
-_MAX_TOKEN = 4096
+_MAX_TOKEN = 4096  # characters: it goes into URLs and headers
 _NAMESPACES = {"workflows", "comfy"}  # the clients take the two parts after these for owner and alias
 
 
@@ -51,9 +51,14 @@ class TokenSigner:
         return cls(load_or_create(path, lambda: secrets.token_bytes(32)))
 
     def issue(self, claims: Claims) -> str:
+        """Raises `Invalid` for so many apps that `verify` would not take the token."""
         told = {"key": claims.key_id, "aud": claims.audience, "exp": claims.expires_at, "apps": claims.apps}
         signed = f"{_HEADER}.{_encode(json.dumps(told).encode())}"
-        return f"{signed}.{self._signature(signed)}"
+        token = f"{signed}.{self._signature(signed)}"
+        if len(token) > _MAX_TOKEN:
+            why = f"A token for all of these would have {len(token)} characters, over {_MAX_TOKEN}. Name fewer apps"
+            raise Invalid([FieldError(("body", "allowed_apps"), why, "sequence_too_long")])
+        return token
 
     def verify(self, token: str, now_s: float) -> Claims:
         """Raises `AuthError` for a token that is not ours, or is no longer valid."""

@@ -7,14 +7,14 @@ them what was found out.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kontextd_server.wire.addresses import AddressSettings, Bases, Origin, addressing, bases_for, origin_of
+from kontextd_server.wire.addresses import AddressSettings, Bases, Origin, Said, bases_for, said_of, said_origin
 from kontextd_server.wire.endpoints import ENDPOINTS, Call, Endpoint, queue_call, run_call
 from kontextd_server.wire.error_answers import error_response
 from kontextd_server.wire.errors import WireError
@@ -61,7 +61,7 @@ class VirtualHosts:
 
     def __init__(self, app: ASGIApp, settings: AddressSettings, table: Sequence[Endpoint] = ENDPOINTS) -> None:
         self.app, self.settings, self.table = app, settings, table
-        self._reached: dict[Hashable, _Reached] = {}
+        self._reached: dict[tuple[Said, Origin | None], _Reached] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,10 +85,11 @@ class VirtualHosts:
 
     def _reached_at(self, scope: Scope, proxy_origin: Origin | None) -> _Reached:
         """Remembered by all that it depends on: to find it out again takes longer than the rest of `_located`."""
-        asked_by = addressing(scope, self.settings), proxy_origin
+        said = said_of(scope, self.settings)
+        asked_by = said, proxy_origin
         reached = self._reached.get(asked_by)
         if reached is None:
-            asked = origin_of(scope, self.settings)
+            asked = said_origin(said)
             origin = proxy_origin or asked
             if len(self._reached) >= _MAX_REMEMBERED:
                 self._reached.clear()

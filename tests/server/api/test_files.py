@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from urllib.parse import quote
@@ -13,7 +14,7 @@ import pytest
 from kontextd_server.files import FOR_EVER, Label
 from kontextd_server.files.errors import storage_errors
 
-from .conftest import Box
+from .conftest import ENDPOINT, Box
 
 DATA = bytes(range(256)) * 5000
 HTML = b"<script>alert(1)</script>"
@@ -100,6 +101,56 @@ def test_uploads_and_tokens_need_a_key(box: Box, path: str) -> None:
     assert (answer.status_code, answer.headers["x-fal-error-type"]) == (401, "auth_error")
 
 
+def answered_amid_the_body(box: Box, method: str, path: str, key: str = "") -> int:
+    """The status of a call whose body never ends."""
+    connection = http.client.HTTPConnection("127.0.0.1", box.port, timeout=60)
+    with closing(connection):
+        connection.putrequest(method, path)
+        if key:
+            connection.putheader("Authorization", f"Key {key}")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b'{"allowed_apps": [')
+        return connection.getresponse().status
+
+
+@pytest.mark.parametrize("key", ["", "wrong"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", f"/{ENDPOINT}"),
+        ("POST", f"/{ENDPOINT}/stream"),
+        ("POST", f"/queue/{ENDPOINT}"),
+        ("PUT", f"/queue/{ENDPOINT}/requests/x/cancel"),
+        ("POST", "/rest/storage/upload/initiate"),
+        ("POST", "/rest/storage/upload/initiate-multipart"),
+        ("POST", "/rest/storage/auth/token"),
+        ("POST", "/rest/tokens/"),
+        ("POST", "/rest/tokens"),
+        ("POST", "/files/upload"),
+        ("POST", "/files/upload/multipart"),
+        ("PUT", "/files/x/multipart/y/1"),
+        ("POST", "/files/x/multipart/y/complete"),
+    ],
+)
+def test_nobodys_body_is_waited_for(box: Box, method: str, path: str, key: str) -> None:
+    assert answered_amid_the_body(box, method, path, key) == 401
+
+
+def test_no_body_is_waited_for_at_a_bad_grant(box: Box) -> None:
+    whole, parts = (
+        initiate(box, path)["upload_url"].removeprefix(box.url) for path in ("initiate", "initiate-multipart")
+    )
+    for method, path in (
+        ("PUT", whole[:-3] + "abc"),
+        ("PUT", whole + "/1"),
+        ("PUT", parts),
+        ("PUT", parts[:-3] + "abc/1"),
+        ("POST", whole + "/complete"),
+        ("POST", parts[:-3] + "abc/complete"),
+    ):
+        assert answered_amid_the_body(box, method, path) == 403, path
+
+
 @pytest.mark.parametrize("path", ["/rest/tokens/", "/rest/tokens"])
 def test_a_token_for_streams_is_a_string_and_is_good_for_its_app(working_box: Box, path: str) -> None:
     token = working_box.client().post(path, json={"allowed_apps": ["flux-kontext-lora"], "token_expiration": 60}).json()
@@ -109,6 +160,13 @@ def test_a_token_for_streams_is_a_string_and_is_good_for_its_app(working_box: Bo
     assert httpx.post(f"{url}?fal_jwt_token={token}", json=body, trust_env=False).status_code == 200
     other = working_box.client().post(path, json={"allowed_apps": ["other"]}).json()
     assert httpx.post(f"{url}?fal_jwt_token={other}", json=body, trust_env=False).status_code == 403
+
+
+def test_a_token_that_would_be_too_long_to_be_taken_is_refused_at_once(box: Box) -> None:
+    answer = box.client().post("/rest/tokens/", json={"allowed_apps": [f"{n}{'a' * 100}" for n in range(100)]})
+    told = answer.json()["detail"][0]
+    assert (answer.status_code, told["loc"]) == (422, ["body", "allowed_apps"])
+    assert "Name fewer apps" in told["msg"]
 
 
 @pytest.mark.parametrize(

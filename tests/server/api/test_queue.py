@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import logging
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -172,6 +175,22 @@ def test_a_status_stream_without_logs_tells_nothing_twice(working_box: Box) -> N
     with client.stream("GET", url) as stream:
         told = [line for line in stream.iter_lines() if line.startswith("data: ")]
     assert len(told) == len(set(told)) <= 3
+
+
+def test_head_of_a_status_stream_ends_before_the_request_does(box: Box, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    stream, key = f"{QUEUE}/requests/{box.submit(box.client())}/status/stream", {"Authorization": f"Key {box.key}"}
+    connection = http.client.HTTPConnection("127.0.0.1", box.port, timeout=60)
+    with closing(connection):
+        connection.request("HEAD", stream, headers=key)
+        head = connection.getresponse()
+        assert (head.status, head.read(), head.headers.get_content_type()) == (200, b"", "text/event-stream")
+        connection.request("HEAD", stream.replace("/requests/", "/requests/x"), headers=key)
+        missing = connection.getresponse()
+        assert (missing.status, missing.read()) == (404, b"")
+        connection.request("GET", "/health")  # nor does the connection wait
+        assert connection.getresponse().status == 200
+    eventually(lambda: "HEAD status_stream 200" in caplog.text)  # all that belonged to the call is closed
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import os
 import shlex
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from kontextd_models.errors import ImageLoadError
+from kontextd_models.errors import ImageLoadError, UnsupportedImageFormat
 from kontextd_server.fetch import FetchConfig, Purpose, Source
 from kontextd_server.fetch.errors import (
     AddressDenied,
@@ -51,6 +52,39 @@ def test_a_data_uri_has_the_limits_of_a_download(bench: Bench) -> None:
         bench.image("data:,<html>")
     with pytest.raises(InvalidDataUri):
         bench.image("data:;base64,???")
+
+
+@pytest.mark.parametrize("purpose", [Purpose.IMAGE, Purpose.LORA])
+def test_a_data_uri_is_refused_by_its_head_before_the_rest_is_decoded(bench: Bench, purpose: Purpose) -> None:
+    bench.set(max_bytes=2**25)
+    told: list[int] = []
+    with pytest.raises((ImageLoadError, UnsupportedImageFormat, NotWeights), match="the data URI"):
+        bench.fetcher().fetch("data:,%" + "%" * 4_000_000, purpose, bench.into(), lambda done, _: told.append(done))
+    assert len(told) == 1
+    assert 0 < told[0] < 100_000
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "data:image/png,"])
+def test_the_decoding_of_a_data_uri_is_told_of_and_can_be_ended(bench: Bench, png: bytes, head: str) -> None:
+    bench.set(max_bytes=2**25)
+    data, told = png + b"\0" * 1_000_000, list[int]()
+
+    def progress(done: int, of: int | None) -> None:
+        told.append(done)
+        if stop_at is not None and done > stop_at:
+            raise KeyboardInterrupt
+
+    body = base64.b64encode(data).decode() if "base64" in head else "".join(f"%{byte:02x}" for byte in data)
+    stop_at: int | None = None
+    fetched = bench.fetcher().fetch(head + body, Purpose.IMAGE, bench.into(), progress)
+    assert (fetched.path.read_bytes(), fetched.sha256) == (data, hashlib.sha256(data).hexdigest())
+    assert told == sorted(told)
+    assert told[-1] == fetched.size_bytes == len(data)
+    assert max(later - earlier for earlier, later in pairwise([0, *told])) < 100_000
+    stop_at = 300_000
+    with pytest.raises(KeyboardInterrupt):
+        bench.fetcher().fetch(head + body, Purpose.IMAGE, bench.into(), progress)
+    assert told[-1] < 400_000
 
 
 def test_a_file_of_ours_is_read_without_http(offline: Bench, png: bytes) -> None:

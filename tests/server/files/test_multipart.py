@@ -6,18 +6,24 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from kontextd_server.files import FolderLimits, FolderStore, Label, Part, PartLimits
+from kontextd_server.files import FolderLimits, FolderStore, Label, Part, PartLimits, StoredFile, locks, multipart
 from kontextd_server.files.errors import (
     FileNotHere,
     FileTooLarge,
     InvalidPart,
     QuotaExceeded,
+    StoreUnavailable,
     UploadNotFound,
 )
+from kontextd_server.files.folder import FolderFileWriter
 
 LABEL = Label("big.safetensors", "application/x-big")
 
@@ -54,6 +60,80 @@ def test_completing_twice_answers_twice(store: FolderStore) -> None:
     upload_id = store.begin_upload(LABEL)
     parts = [send(store, upload_id, 1, b"x")]
     assert store.complete_upload(upload_id, parts) == store.complete_upload(upload_id, parts)
+
+
+def test_whoever_completes_while_another_does_gets_the_same_file(
+    store: FolderStore, everything_in: Callable[[FolderStore], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second comes while the first joins: it waits, and joins nothing."""
+    upload_id = store.begin_upload(LABEL)
+    parts = [send(store, upload_id, number, b"%d" % number) for number in (1, 2, 3)]
+    is_waiting, second = threading.Event(), list[Future[StoredFile]]()
+    create = store.create
+
+    def sleep(seconds: float) -> None:
+        is_waiting.set()
+        time.sleep(seconds)
+
+    class Slow(FolderFileWriter):
+        def write(self, chunk: bytes) -> None:
+            super().write(chunk)
+            if not second:
+                second.append(pool.submit(FolderStore(store.root, clock=store.clock).complete_upload, upload_id, parts))
+                until = time.monotonic() + 60
+                while not (is_waiting.is_set() or second[0].done()) and time.monotonic() < until:
+                    time.sleep(0.005)
+
+    monkeypatch.setattr(locks, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    monkeypatch.setattr(store, "create", lambda label, key: Slow(store, label, key))
+    with ThreadPoolExecutor(1) as pool:
+        first = store.complete_upload(upload_id, parts)
+        assert second[0].result() == first
+    assert is_waiting.is_set()
+    monkeypatch.setattr(store, "create", create)
+    assert read(store, first.key) == b"123"
+    assert len(everything_in(store)) == 2  # neither parts nor the lock
+    assert store.complete_upload(upload_id, parts) == first
+
+
+def test_the_record_is_looked_at_by_whoever_may_join(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record read before is of no use: the first may have been done in between."""
+    upload_id = store.begin_upload(LABEL)
+    parts = [send(store, upload_id, 1, b"x")]
+    other, looks = FolderStore(store.root, clock=store.clock), list[str]()
+    read_record = store.records.read
+
+    def read_and_lose(key: str) -> StoredFile | None:
+        found = read_record(key)
+        looks.append(key)
+        if found is None and not (store.uploads.folder(upload_id) / "lock").exists():
+            other.complete_upload(upload_id, parts)
+        return found
+
+    monkeypatch.setattr(store.records, "read", read_and_lose)
+    assert store.complete_upload(upload_id, parts) == other.info(looks[0])
+
+
+def test_an_upload_that_is_aborted_before_it_is_joined_is_not_found(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = store.begin_upload(LABEL)
+    upload = store.uploads.find(upload_id)
+    store.abort_upload(upload_id)
+    monkeypatch.setattr(store.uploads, "find", lambda _: upload)
+    with pytest.raises(UploadNotFound, match="aborted"):
+        store.complete_upload(upload_id, [Part(1, "0" * 64)])
+
+
+def test_whoever_waits_too_long_for_another_to_complete_is_told_to_ask_again(
+    store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = store.begin_upload(LABEL)
+    parts = [send(store, upload_id, 1, b"x")]
+    monkeypatch.setattr(multipart, "_JOIN_TIMEOUT_S", 0.05)
+    with store.uploads.joining(store.uploads.find(upload_id)), pytest.raises(StoreUnavailable, match="Ask again"):
+        store.complete_upload(upload_id, parts)
+    assert store.complete_upload(upload_id, parts).size_bytes == 1
 
 
 def test_a_part_sent_again_takes_the_place_of_the_former(store: FolderStore) -> None:

@@ -104,6 +104,8 @@ def test_others_are_not_believed(client: str | None, trusted: bool) -> None:
 def test_of_several_values_the_nearest_proxys_counts() -> None:
     said = scope("box", x_forwarded_host="evil.example, studio.example", x_forwarded_proto="http, https")
     assert str(origin_of(said, TRUSTING)) == "https://studio.example"
+    added = [(b"x-forwarded-host", name) for name in (b"evil.example", b"other, studio.example ")]
+    assert str(origin_of(scope("box") | {"headers": added}, TRUSTING)) == "http://studio.example"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from kontextd_server.wire.auth import (
     files_token,
     infer_token,
 )
-from kontextd_server.wire.errors import AuthError, NotPermitted
+from kontextd_server.wire.errors import AuthError, Invalid, NotPermitted
 from kontextd_server.wire.hosts import Role
 from kontextd_server.wire.tokens import Audience, Claims, TokenSigner, aliases
 from starlette.requests import HTTPConnection
@@ -152,6 +153,28 @@ def test_a_token_is_of_no_use_elsewhere() -> None:
     for role in (Role.REST, Role.FILES, Role.OWN):
         with pytest.raises(AuthError, match="Use a key"):
             identify(query=f"fal_jwt_token={token()}", role=role)
+
+
+@pytest.mark.parametrize("character", ["a", "é", "\U0001f600"])
+def test_no_token_is_given_out_that_is_too_long_to_be_taken(character: str) -> None:
+    def token_of(number: int) -> str:
+        return infer_token(SIGNER, STUDIO, [character * 10 + str(app) for app in range(number)], NOW + 60)
+
+    most = bisect_left(range(1000), True, key=lambda number: not is_made(token_of, number)) - 1
+    made = token_of(most)
+    assert 4000 < len(made) <= 4096
+    for identity in (identify(f"Bearer {made}"), identify(query=f"fal_jwt_token={made}", role=Role.RUN)):
+        assert len(identity.apps or ()) == most
+    with pytest.raises(Invalid, match=r"body\.allowed_apps: .* over 4096\. Name fewer apps"):
+        token_of(most + 1)
+
+
+def is_made(make: Callable[[int], str], number: int) -> bool:
+    try:
+        make(number)
+    except Invalid:
+        return False
+    return True
 
 
 def test_a_token_for_files_is_for_files_only() -> None:

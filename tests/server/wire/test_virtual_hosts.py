@@ -92,6 +92,26 @@ def test_no_more_readers_are_remembered_than_fit() -> None:
     assert len(hosts._reached) <= 1000
 
 
+@pytest.mark.parametrize("trusted", [(), ("10.0.0.0/8",)])
+def test_what_is_not_believed_is_not_remembered(trusted: tuple[str, ...]) -> None:
+    hosts = VirtualHosts(Starlette(routes=[Route("/{path:path}", echo)]), AddressSettings(trusted_proxies=trusted))
+    client = TestClient(hosts, client=("192.0.2.7", 5555))
+    for number in range(20):
+        said = {f"x-forwarded-{name}": f"{number}-{name}" for name in ("proto", "host", "port", "prefix")}
+        assert client.get("http://box/health", headers=said).json()["bases"]["run"] == "http://box"
+    assert len(hosts._reached) == 1
+
+
+def test_of_a_trusted_proxys_word_only_what_counts_is_remembered() -> None:
+    settings = AddressSettings(trusted_proxies=("10.0.0.0/8",))
+    hosts = VirtualHosts(Starlette(routes=[Route("/{path:path}", echo)]), settings)
+    client = TestClient(hosts, client=("10.1.1.1", 5555))
+    for number in range(20):  # the proxy appended to what the caller sent
+        said = {"host": f"inner-{number}", "x-forwarded-host": f"evil-{number}, studio.example"}
+        assert client.get("http://box/health", headers=said).json()["bases"]["run"] == "http://studio.example"
+    assert len(hosts._reached) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "host", "status", "error_type"),
     [
