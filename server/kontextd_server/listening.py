@@ -15,25 +15,29 @@ from kontextd_models.probe import versions
 
 from kontextd_server import parts
 from kontextd_server.api import ApiParts, ApiServer, Drain, Listening, create_app
+from kontextd_server.api.descriptors import raise_limit
 from kontextd_server.fetch.webhooks import check_webhook
 from kontextd_server.settings import SettingError, Settings
 from kontextd_server.worker.notify import ALIVE, READY, STOPPING, Notifier
 
 _BACKLOG = 2048
 _TICKS_A_BEAT = 10
+_KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))  # seconds, seconds, times
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
     """A socket that listens already, so that nobody is refused while the API starts. Raises `SettingError`."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(
+        listener = socket.create_server(
             address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=host == "::" and socket.has_dualstack_ipv6()
         )
     except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS could not have
         why = getattr(error, "strerror", None) or str(error)
         told = f"{host} port {port}: {why.partition(' (while')[0]}"  # there Python repeats the address
         raise SettingError(f"cannot listen at {told}. Choose others with --host and --port.") from error
+    _notice_lost_clients(listener)
+    return listener
 
 
 def check_certificate(certificate: Path | None, key: Path | None) -> None:
@@ -59,6 +63,7 @@ def check_lending(settings: Settings) -> None:
 
 def serve_api(settings: Settings, listener: socket.socket) -> int:
     """Serve until SIGTERM or SIGINT, from the main thread; returns the exit code."""
+    raise_limit()
     config = settings.api_config(versions()["kontextd"], settings.max_lora_scale)
     signing, drain = parts.Secrets.of(parts.Places.of(settings)), Drain(settings.drain_s)
     with parts.job_store(settings) as store, closing(store.watch()) as watcher:
@@ -79,6 +84,14 @@ def serve_api(settings: Settings, listener: socket.socket) -> int:
         server.notifier = Notifier.from_environment(os.environ)
         server.run(sockets=[listener])
     return 0 if server.started else 1
+
+
+def _notice_lost_clients(listener: socket.socket) -> None:
+    """What it accepts inherits this: a client that is gone without a word is noticed after two minutes."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class _Server(ApiServer):

@@ -7,6 +7,7 @@ import gc
 import logging
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Literal
 import uvicorn
 from starlette.types import ASGIApp
 
+from kontextd_server.api.descriptors import Shortage
 from kontextd_server.api.drain import Drain
 
 log = logging.getLogger(__name__)
@@ -23,11 +25,16 @@ log = logging.getLogger(__name__)
 # with Python's 700 ten calls at once were collection after collection that found nothing.
 _YOUNG_OBJECTS = 10_000
 _CANCELLED_AFTER_S = 5.0  # beyond the drain: what still runs then is cut off
+_TICKS_A_LOOK = 10  # at the connections; uvicorn ticks ten times a second
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Seconds where a name ends in `_s`. `backlog`: connections that wait to be accepted."""
+    """Seconds where a name ends in `_s`. `backlog`: connections that wait to be accepted.
+
+    A client may take `head_s` for a request line with its headers, and stand still for `stall_s` amid a body that it
+    sends or an answer that it reads.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -35,6 +42,8 @@ class Listening:
     tls_key: Path | None = None
     keep_alive_s: int = 65  # longer than the 60 s after which nginx and most clients let a connection go
     backlog: int = 2048
+    head_s: float = 30.0
+    stall_s: float = 120.0
 
 
 class ApiServer(uvicorn.Server):
@@ -47,6 +56,8 @@ class ApiServer(uvicorn.Server):
     def __init__(self, app: ASGIApp, listening: Listening, drain: Drain) -> None:
         super().__init__(_config(app, listening, drain))
         self._drain = drain
+        self._listening = listening
+        self._shortage = Shortage()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -57,9 +68,21 @@ class ApiServer(uvicorn.Server):
             gc.set_threshold(_YOUNG_OBJECTS)
         super().run(sockets)
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS_A_LOOK == 0:
+            self._look(time.monotonic())
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain.begin()
         await super().shutdown(sockets)
+
+    def _look(self, now: float) -> None:
+        connections = list(self.server_state.connections)
+        self._shortage.look(now, len(connections))
+        for connection in connections:
+            if hasattr(connection, "give_up_if_stalled"):  # BoundedHttp; not h11's
+                connection.give_up_if_stalled(now, self._listening.head_s, self._listening.stall_s)
 
 
 def _config(app: ASGIApp, listening: Listening, drain: Drain) -> uvicorn.Config:
