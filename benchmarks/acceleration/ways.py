@@ -69,7 +69,10 @@ class Own:
 
 
 NONE = Own("preset", "none", Preset())
-AHEAD = Own("exact", "modulation ahead of the loop", Preset(modulation_ahead=True))
+EXACT = (
+    Own("exact", "modulation ahead of the loop", Preset(modulation_ahead=True)),
+    Own("exact", "last block trimmed", Preset(trim_last_block=True)),
+)
 
 
 def done_with(engine: Engine, request: EditRequest, preset: Preset) -> Done:
@@ -93,8 +96,7 @@ def presets(engine: Engine) -> list[Own]:
 
 
 def mechanisms() -> Iterator[Own]:
-    """Each mechanism by itself, in one setting. A trimmed last block is left out: it changes no bit here."""
-    yield AHEAD
+    """Each mechanism by itself, in one setting. What leaves nothing out (`EXACT`) changes roundings at most."""
     yield skipping(12, 2)
     yield reference_kept(2)
     yield guarded(0.02)
@@ -102,8 +104,7 @@ def mechanisms() -> Iterator[Own]:
 
 def settings() -> Iterator[Own]:
     """The mechanisms in many settings each."""
-    yield AHEAD
-    yield Own("exact", "last block trimmed", Preset(trim_last_block=True))
+    yield from EXACT
     for computed in (20, 15, 12):
         yield from (skipping(computed, 4, order) for order in (0, 1))
     for computed, prefix in ((15, 1), (15, 2), (12, 2), (12, 6), (9, 1), (9, 2), (9, 3)):
