@@ -4,10 +4,10 @@
 
 fidelity: photos of scikit-image and scikit-learn, and those in the folders, none of which was trained on, by every
 instruction, 30 steps at 256×256 and 384×256. loras: the same with two LoRAs merged. mechanisms: the same by each
-alone. settings, ready_made: four photos by six instructions. speed: 512×512. --quick does these six and four, fidelity
-and speed only, one round of times. Writes JSON into benchmarks/results/, prints tables and what misses its gate, and
-fails where something does. An interrupted run goes on from the folder that --keep names. What --only leaves out stays
-in the file as it was.
+that leaves something out, alone. settings, ready_made: four photos by six instructions. speed: 512×512. --quick does
+these six and four, fidelity and speed only, one round of times. Writes JSON into benchmarks/results/, prints tables and
+what misses its gate, and fails where something does. An interrupted run goes on from the folder that --keep names. What
+--only leaves out stays in the file as it was.
 """
 
 from __future__ import annotations

@@ -24,6 +24,35 @@ _LOOK_S = 0.2
 _JUMP_S = 5.0  # no clock drifts so far between two sweeps
 
 
+class _Duty:
+    """Something to do every so often, and a little later each time that it fails."""
+
+    def __init__(self, what: str, do: Callable[[], object], every_s: float, retry: Backoff) -> None:
+        self._what, self._do, self._every_s, self._retry = what, do, every_s, retry
+        self._due_at = 0.0
+        self._failures = 0
+
+    def run(self, stop: threading.Event) -> None:
+        """A thread's loop, for what has one of its own."""
+        while not stop.is_set():
+            self.do_if_due()
+            stop.wait(_LOOK_S)
+
+    def do_if_due(self) -> None:
+        if time.monotonic() < self._due_at:
+            return
+        try:
+            self._do()
+        except (StoreUnavailable, FileStoreError) as error:
+            self._failures += 1
+            if self._failures == 1:
+                log.warning("%s cannot be looked after, which is tried again: %s", self._what, error)
+            self._due_at = time.monotonic() + self._every_s + self._retry.delay_s(self._failures)
+            return
+        self._failures = 0
+        self._due_at = time.monotonic() + self._every_s
+
+
 class Housekeeping:
     """Looks after jobs that run or wait. `run` is a thread's loop; `report_lost` is called from any thread, and waits
     for nothing."""
@@ -41,15 +70,12 @@ class Housekeeping:
 
     def run(self, stop: threading.Event) -> None:
         lost = _Duty("lost workers", self._take_lost, 0.0, self._retry)
-        duties = [
-            lost,
-            _Duty("expired leases", self._sweep, self._policy.sweep_s, self._retry),
-        ]
+        expired = _Duty("expired leases", self._sweep, self._policy.sweep_s, self._retry)
         while not stop.is_set():
             self._is_lost.wait(_LOOK_S)
             self._is_lost.clear()
-            for duty in duties:
-                duty.do_if_due()
+            lost.do_if_due()
+            expired.do_if_due()
         lost.do_if_due()
 
     def _take_lost(self) -> None:
@@ -70,28 +96,22 @@ class Housekeeping:
             log.info("not started in time: %s", ", ".join(swept.overdue))
 
 
-class OldJobs:
+class OldJobs(_Duty):
     """Erases from the job store what is past its time; `run` is a thread's loop."""
 
     def __init__(self, store: Store, policy: HousekeepingPolicy | None = None, retry: Backoff | None = None) -> None:
         every_s = (policy or HousekeepingPolicy()).prune_s
-        self._duty = _Duty("old jobs", store.retention.prune, every_s, retry or Backoff())
-
-    def run(self, stop: threading.Event) -> None:
-        self._duty.do_until(stop)
+        super().__init__("old jobs", store.retention.prune, every_s, retry or Backoff())
 
 
-class OldFiles:
+class OldFiles(_Duty):
     """Removes from the file store what is past its time; `run` is a thread's loop."""
 
     def __init__(
         self, files: FileStore, policy: HousekeepingPolicy | None = None, retry: Backoff | None = None
     ) -> None:
         every_s = (policy or HousekeepingPolicy()).files_s
-        self._duty = _Duty("old files", files.sweep, every_s, retry or Backoff())
-
-    def run(self, stop: threading.Event) -> None:
-        self._duty.do_until(stop)
+        super().__init__("old files", files.sweep, every_s, retry or Backoff())
 
 
 class _Expiry:
@@ -116,31 +136,3 @@ class _Expiry:
             log.warning("the clock went forward by %.0f s at once: no lease expires for %.0f s", jump_s, wait_s)
             self._doubtful_until = monotonic + wait_s
         return -math.inf if monotonic < self._doubtful_until else now
-
-
-class _Duty:
-    """Something to do every so often, and a little later each time that it fails."""
-
-    def __init__(self, what: str, do: Callable[[], object], every_s: float, retry: Backoff) -> None:
-        self._what, self._do, self._every_s, self._retry = what, do, every_s, retry
-        self._due_at = 0.0
-        self._failures = 0
-
-    def do_until(self, stop: threading.Event) -> None:
-        while not stop.is_set():
-            self.do_if_due()
-            stop.wait(_LOOK_S)
-
-    def do_if_due(self) -> None:
-        if time.monotonic() < self._due_at:
-            return
-        try:
-            self._do()
-        except (StoreUnavailable, FileStoreError) as error:
-            self._failures += 1
-            if self._failures == 1:
-                log.warning("%s cannot be looked after, which is tried again: %s", self._what, error)
-            self._due_at = time.monotonic() + self._every_s + self._retry.delay_s(self._failures)
-            return
-        self._failures = 0
-        self._due_at = time.monotonic() + self._every_s

@@ -17,7 +17,7 @@ from kontextd_server.worker import Backoff, Companion, Housekeeping, Housekeepin
 
 Submit, Completed, Look = Callable[..., str], Callable[[str], Job], Callable[[str], Job]
 KeepHouse = Callable[[Housekeeping], Housekeeping]
-RARELY = HousekeepingPolicy(sweep_s=60.0)
+RARELY, OFTEN = HousekeepingPolicy(sweep_s=60.0), HousekeepingPolicy(sweep_s=0.02)
 
 
 @pytest.fixture
@@ -138,10 +138,8 @@ def test_lost_jobs_and_old_ones_do_not_wait_for_files_that_hang(
 def test_a_clock_that_goes_forward_takes_no_job_from_a_worker_that_lives(
     store: Store, submit: Submit, look_at: Look, keep_house: KeepHouse, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = SetClock()
-    store = assemble(store.database, Policy(lease_s=600.0), clock)
-    leases = Unwilling(store.leases)
-    housekeeping = keep_house(Housekeeping(replace(store, leases=leases), HousekeepingPolicy(sweep_s=0.02)))
+    clock, store, leases = by_a_clock(store, lease_s=600.0)
+    housekeeping = keep_house(Housekeeping(replace(store, leases=leases), OFTEN))
     request_id, other = submit(), submit()
     held = store.leases.claim("w1").lease
     store.leases.claim("w2")
@@ -161,10 +159,8 @@ def test_a_clock_that_goes_forward_takes_no_job_from_a_worker_that_lives(
 def test_after_a_lease_the_jobs_of_workers_that_did_not_renew_run_again(
     store: Store, submit: Submit, look_at: Look, keep_house: KeepHouse
 ) -> None:
-    clock = SetClock()
-    store = assemble(store.database, Policy(lease_s=0.2), clock)
-    leases = Unwilling(store.leases)
-    keep_house(Housekeeping(replace(store, leases=leases), HousekeepingPolicy(sweep_s=0.02)))
+    clock, store, leases = by_a_clock(store, lease_s=0.2)
+    keep_house(Housekeeping(replace(store, leases=leases), OFTEN))
     wait_for_sweeps(leases)
     request_id = submit()
     store.leases.claim("w1")
@@ -175,10 +171,8 @@ def test_after_a_lease_the_jobs_of_workers_that_did_not_renew_run_again(
 def test_a_clock_that_goes_back_ends_no_lease(
     store: Store, submit: Submit, keep_house: KeepHouse, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock = SetClock()
-    store = assemble(store.database, Policy(lease_s=600.0), clock)
-    leases = Unwilling(store.leases)
-    keep_house(Housekeeping(replace(store, leases=leases), HousekeepingPolicy(sweep_s=0.02)))
+    clock, store, leases = by_a_clock(store, lease_s=600.0)
+    keep_house(Housekeeping(replace(store, leases=leases), OFTEN))
     wait_for_sweeps(leases)
     submit()
     held = store.leases.claim("w1").lease
@@ -186,6 +180,13 @@ def test_a_clock_that_goes_back_ends_no_lease(
     wait_for_sweeps(leases)
     assert store.leases.renew(held) is Standing.HELD
     assert "went forward" not in caplog.text
+
+
+def by_a_clock(store: Store, lease_s: float) -> tuple[SetClock, Store, Unwilling]:
+    """A clock that can be set, a store of the same database that goes by it, and its leases for those who sweep."""
+    clock = SetClock()
+    made = assemble(store.database, Policy(lease_s=lease_s), clock)
+    return clock, made, Unwilling(made.leases)
 
 
 def wait_for_sweeps(leases: Unwilling) -> None:
